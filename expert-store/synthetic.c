@@ -1,0 +1,282 @@
+/* synthetic.c - see synthetic.h. Called by expert-pack --synthetic, by expert-store when it fills
+ * slots without a disk, and by tests. Threads: no state. */
+#include "expert-store/synthetic.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "expert-store/tensor_names.h"
+
+/* ---- names and shapes ---- */
+
+typedef struct named_model {
+    const char *name;
+    uint32_t d_model, d_ff, d_head, n_heads, n_layers, n_experts, vocab;
+} named_model;
+
+static const named_model models[] = {
+    {"switch-tiny", 32, 64, 8, 4, 4, 8, 512},
+    {"switch-base-8", 768, 3072, 64, 12, 12, 8, 32128},
+    {"switch-base-16", 768, 3072, 64, 12, 12, 16, 32128},
+    {"switch-base-32", 768, 3072, 64, 12, 12, 32, 32128},
+    {"switch-base-64", 768, 3072, 64, 12, 12, 64, 32128},
+    {"switch-base-128", 768, 3072, 64, 12, 12, 128, 32128},
+    {"switch-base-256", 768, 3072, 64, 12, 12, 256, 32128},
+    {"switch-large-128", 1024, 4096, 64, 16, 24, 128, 32128},
+};
+enum { N_MODELS = sizeof models / sizeof models[0] };
+#define PREGATED_SUFFIX "-pregated"
+
+static const named_model *find_model(const char *name, bool *out_pregated)
+{
+    for (int i = 0; i < N_MODELS; i++) {
+        size_t n = strlen(models[i].name);
+        if (strncmp(name, models[i].name, n) != 0) {
+            continue;
+        }
+        if (name[n] == '\0' || strcmp(name + n, PREGATED_SUFFIX) == 0) {
+            *out_pregated = name[n] != '\0';
+            return &models[i];
+        }
+    }
+    return NULL;
+}
+
+static moe_status unknown_model(const char *name, moe_err *err)
+{
+    char known[256] = "";
+    size_t n = 0;
+    for (int i = 0; i < N_MODELS && n < sizeof known; i++) {
+        n += (size_t)snprintf(known + n, sizeof known - n, "%s%s", i > 0 ? ", " : "",
+                              models[i].name);
+    }
+    return MOE_FAIL(err, MOE_ERR_INVALID,
+                    "no synthetic model '%s'; known: %s, each also with " PREGATED_SUFFIX, name,
+                    known);
+}
+
+moe_status xs_synthetic_config(const char *name, moe_dtype dtype, char *out, size_t out_bytes,
+                               moe_err *err)
+{
+    bool pregated = false;
+    const named_model *m = find_model(name, &pregated);
+    if (m == NULL) {
+        return unknown_model(name, err);
+    }
+    const char *torch_dtype =
+        dtype == MOE_F32 ? "float32" : (dtype == MOE_F16 ? "float16" : "bfloat16");
+    int n = snprintf(
+        out, out_bytes,
+        "{\n"
+        "  \"architectures\": [\"%sSwitchTransformersForConditionalGeneration\"],\n"
+        "  \"model_type\": \"switch_transformers\",\n"
+        "  \"vocab_size\": %u,\n  \"d_model\": %u,\n  \"d_ff\": %u,\n  \"d_kv\": %u,\n"
+        "  \"num_heads\": %u,\n  \"num_layers\": %u,\n  \"num_decoder_layers\": %u,\n"
+        "  \"num_experts\": %u,\n"
+        "  \"num_sparse_encoder_layers\": %u,\n  \"num_sparse_decoder_layers\": %u,\n"
+        "  \"encoder_sparse_step\": 2,\n  \"decoder_sparse_step\": 2,\n"
+        "  \"expert_capacity\": 64,\n  \"router_bias\": false,\n"
+        "  \"router_dtype\": \"float32\",\n  \"router_ignore_padding_tokens\": false,\n"
+        "  \"relative_attention_num_buckets\": 32,\n"
+        "  \"relative_attention_max_distance\": 128,\n"
+        "  \"layer_norm_epsilon\": 1e-06,\n  \"dense_act_fn\": \"relu\",\n"
+        "  \"feed_forward_proj\": \"relu\",\n  \"is_gated_act\": false,\n"
+        "  \"is_encoder_decoder\": true,\n  \"tie_word_embeddings\": true,\n"
+        "  \"pad_token_id\": 0,\n  \"eos_token_id\": 1,\n  \"decoder_start_token_id\": 0,\n"
+        "%s"
+        "  \"torch_dtype\": \"%s\"\n}\n",
+        pregated ? "Pregated" : "", m->vocab, m->d_model, m->d_ff, m->d_head, m->n_heads,
+        m->n_layers, m->n_layers, m->n_experts, m->n_layers / 2, m->n_layers / 2,
+        pregated ? "  \"pregate\": {\"lookahead\": 1},\n" : "", torch_dtype);
+    if (n < 0 || (size_t)n >= out_bytes) {
+        return MOE_FAIL(err, MOE_ERR_LIMIT, "config.json of '%s' needs %d bytes", name, n + 1);
+    }
+    return MOE_OK;
+}
+
+/* ---- numbers ---- */
+
+typedef struct stream {
+    uint32_t k0, k1;
+    float scale; /* of the odd integers -65535 to 65535 */
+} stream;
+
+/* A counter gives BLOCK elements: one half of each of WORDS words, then the other half, so that
+ * compilers see plain vectors. */
+enum { WORDS = 16, BLOCK = 2 * WORDS };
+
+static uint64_t splitmix64(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15ull;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
+    return x ^ (x >> 31);
+}
+
+static stream make_stream(uint64_t key, double std)
+{
+    return (stream){.k0 = (uint32_t)key,
+                    .k1 = (uint32_t)(key >> 32),
+                    .scale = (float)(std * sqrt(3.0) / 65536.0)};
+}
+
+/* The finaliser of MurmurHash3 with a second key word in the middle. */
+static inline uint32_t mix(uint32_t counter, uint32_t k0, uint32_t k1)
+{
+    uint32_t x = counter + k0;
+    x ^= x >> 16;
+    x *= 0x85ebca6bu;
+    x ^= k1;
+    x ^= x >> 13;
+    x *= 0xc2b2ae35u;
+    return x ^ (x >> 16);
+}
+
+static inline float value_of(uint32_t u16, float scale)
+{
+    return (float)((int32_t)(2u * u16 + 1u) - 65536) * scale;
+}
+
+static inline uint16_t bf16_of_finite(float f)
+{
+    uint32_t bits = 0;
+    memcpy(&bits, &f, sizeof bits);
+    return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+}
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+ALWAYS_INLINE void f32_block(float *restrict out, uint32_t block, stream s)
+{
+    for (uint32_t j = 0; j < WORDS; j++) {
+        uint32_t w = mix(block * WORDS + j, s.k0, s.k1);
+        out[j] = value_of(w & 0xffffu, s.scale);
+        out[WORDS + j] = value_of(w >> 16, s.scale);
+    }
+}
+
+ALWAYS_INLINE void bf16_block(uint16_t *restrict out, uint32_t block, stream s)
+{
+    for (uint32_t j = 0; j < WORDS; j++) {
+        uint32_t w = mix(block * WORDS + j, s.k0, s.k1);
+        out[j] = bf16_of_finite(value_of(w & 0xffffu, s.scale));
+        out[WORDS + j] = bf16_of_finite(value_of(w >> 16, s.scale));
+    }
+}
+
+ALWAYS_INLINE void bf16_blocks(uint16_t *restrict out, uint32_t n_blocks, stream s)
+{
+    for (uint32_t b = 0; b < n_blocks; b++) {
+        bf16_block(out + (size_t)b * BLOCK, b, s);
+    }
+}
+
+#ifdef __x86_64__
+/* The same C with wider vectors; the bits are the same. */
+__attribute__((target("avx2"))) static void bf16_blocks_avx2(uint16_t *restrict out,
+                                                             uint32_t n_blocks, stream s)
+{
+    bf16_blocks(out, n_blocks, s);
+}
+#endif
+
+static void fill_bf16_blocks(uint16_t *out, uint32_t n_blocks, stream s)
+{
+#ifdef __x86_64__
+    if (__builtin_cpu_supports("avx2")) {
+        bf16_blocks_avx2(out, n_blocks, s);
+        return;
+    }
+#endif
+    bf16_blocks(out, n_blocks, s);
+}
+
+static void fill(void *dst, moe_dtype dtype, size_t n, stream s)
+{
+    uint32_t n_blocks = (uint32_t)(n / BLOCK);
+    size_t rest = n % BLOCK, each = moe_dtype_bytes(dtype);
+    char *out = dst;
+    float values[BLOCK];
+    if (dtype == MOE_BF16) {
+        fill_bf16_blocks(dst, n_blocks, s);
+    } else {
+        for (uint32_t b = 0; b < n_blocks; b++) {
+            f32_block(values, b, s);
+            moe_dtype_convert(out + (size_t)b * BLOCK * each, dtype, values, MOE_F32, BLOCK);
+        }
+    }
+    if (rest > 0) {
+        f32_block(values, n_blocks, s);
+        moe_dtype_convert(out + (size_t)n_blocks * BLOCK * each, dtype, values, MOE_F32, rest);
+    }
+}
+
+/* ---- experts ---- */
+
+void xs_synthetic_expert(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
+                         uint32_t expert_index, void *dst)
+{
+    moe_stack stack;
+    uint32_t block, expert;
+    xs_expert_place(shape, expert_index, &stack, &block, &expert);
+    uint64_t key = splitmix64(splitmix64(seed) ^ (uint64_t)stack);
+    key = splitmix64(key ^ block);
+    key = splitmix64(key ^ expert);
+    size_t n = (size_t)shape->d_ff * shape->d_model;
+    fill(dst, dtype, n, make_stream(key, 1.0 / sqrt(shape->d_model)));
+    fill((char *)dst + n * moe_dtype_bytes(dtype), dtype, n,
+         make_stream(splitmix64(key), 1.0 / sqrt(shape->d_ff)));
+}
+
+/* ---- dense tensors ---- */
+
+moe_status xs_synthetic_tensor_at(const moe_model_shape *shape, uint32_t i,
+                                  xs_synthetic_tensor *out, moe_err *err)
+{
+    xs_dense_tensor t;
+    if (!xs_dense_tensor_at(shape, i, &t) || t.optional) { /* optional ones come last */
+        return MOE_FAIL(err, MOE_ERR_NOT_FOUND, "the model has no dense tensor %u", i);
+    }
+    _Static_assert(sizeof out->name == sizeof t.name, "one bound for names");
+    memcpy(out->name, t.name, sizeof out->name);
+    out->n_dims = t.n_dims;
+    out->dims[0] = t.dims[0];
+    out->dims[1] = t.dims[1];
+    out->dims[2] = out->dims[3] = 1;
+    return MOE_OK;
+}
+
+static double tensor_std(const xs_synthetic_tensor *t)
+{
+    if (strcmp(t->name, "shared.weight") == 0) {
+        return 1.0; /* a tied head divides by sqrt(d_model): logits have deviation 1 */
+    }
+    double fan_in = sqrt(t->dims[1]);
+    if (strstr(t->name, "Attention.q.weight") != NULL) {
+        return 1.0 / (8.0 * fan_in); /* attention has no 1/sqrt(d_head); d_head is 64 */
+    }
+    return 1.0 / fan_in;
+}
+
+void xs_synthetic_tensor_fill(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
+                              void *dst)
+{
+    size_t n = 1, each = moe_dtype_bytes(dtype);
+    for (uint32_t d = 0; d < t->n_dims; d++) {
+        n *= t->dims[d];
+    }
+    if (t->n_dims == 1) { /* norm weights */
+        const float one = 1.0f;
+        for (size_t i = 0; i < n; i++) {
+            moe_dtype_convert((char *)dst + i * each, dtype, &one, MOE_F32, 1);
+        }
+        return;
+    }
+    uint64_t key = splitmix64(~seed); /* apart from the experts' keys */
+    for (const char *p = t->name; *p != '\0'; p++) {
+        key = splitmix64(key ^ (unsigned char)*p);
+    }
+    fill(dst, dtype, n, make_stream(key, tensor_std(t)));
+}
