@@ -1,0 +1,208 @@
+/* shm_region.c - POSIX shared memory with every page there before anyone maps it.
+ * Called by the store (creates) and by workers (open), at start and at shutdown only. Names outlive
+ * the process on purpose: a restarted store adopts them; moe_shm_unlink removes them. */
+#include "common/shm_region.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+static const char name_prefix[] = "/pregate-";
+
+static moe_status check_name(const char *name, moe_err *err)
+{
+    size_t len = strnlen(name, MOE_SHM_NAME_BYTES);
+    if (len >= MOE_SHM_NAME_BYTES || strncmp(name, name_prefix, sizeof name_prefix - 1) != 0 ||
+        len == sizeof name_prefix - 1 || strchr(name + 1, '/') != NULL) {
+        return MOE_FAIL(err, MOE_ERR_INVALID,
+                        "shared memory name \"%.*s\": expected %sNAME, at most %d bytes, no "
+                        "further slash",
+                        MOE_SHM_NAME_BYTES, name, name_prefix, MOE_SHM_NAME_BYTES - 1);
+    }
+    return MOE_OK;
+}
+
+/* Free bytes of the file system behind fd, so that a region that cannot fit is refused before it
+ * takes everybody else's memory. Racy by nature: posix_fallocate has the last word. */
+static moe_status check_free_space(int fd, const char *name, uint64_t bytes, moe_err *err)
+{
+    struct statvfs fs = {0};
+    if (fstatvfs(fd, &fs) != 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot statvfs /dev/shm");
+    }
+    uint64_t free_bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
+    if (fs.f_blocks != 0 && bytes > free_bytes) { /* 0 blocks: tmpfs without a limit */
+        return MOE_FAIL(err, MOE_ERR_NO_SPACE,
+                        "/dev/shm has %llu MiB free, %s needs %llu MiB: use fewer bytes, remove "
+                        "stale /dev/shm/pregate-* or remount it larger (mount -o "
+                        "remount,size=...)",
+                        (unsigned long long)(free_bytes >> 20), name,
+                        (unsigned long long)((bytes + (1u << 20) - 1) >> 20));
+    }
+    return MOE_OK;
+}
+
+static moe_status allocate(int fd, const char *name, uint64_t bytes, moe_err *err)
+{
+    int code = 0;
+    do {
+        code = posix_fallocate(fd, 0, (off_t)bytes);
+    } while (code == EINTR);
+    if (code != 0) {
+        return MOE_FAIL_NATIVE(err, code == ENOSPC ? MOE_ERR_NO_SPACE : MOE_ERR_IO, MOE_LAYER_ERRNO,
+                               code, "cannot allocate %llu bytes of /dev/shm for %s",
+                               (unsigned long long)bytes, name);
+    }
+    return MOE_OK;
+}
+
+static moe_status map(int fd, const char *name, uint64_t bytes, bool writable, void **out_base,
+                      moe_err *err)
+{
+    int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
+    void *base = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    if (base == MAP_FAILED) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, code == ENOMEM ? MOE_ERR_NO_MEMORY : MOE_ERR_IO,
+                               MOE_LAYER_ERRNO, code, "cannot map %llu bytes of %s",
+                               (unsigned long long)bytes, name);
+    }
+    *out_base = base;
+    return MOE_OK;
+}
+
+static void fill(moe_shm_region *out, const char *name, int fd, void *base, uint64_t bytes,
+                 bool writable)
+{
+    *out = (moe_shm_region){.fd = fd, .base = base, .bytes = bytes, .writable = writable};
+    memcpy(out->name, name, strlen(name) + 1);
+}
+
+moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
+                          moe_err *err)
+{
+    moe_status st = check_name(name, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (bytes == 0 || bytes > (uint64_t)INT64_MAX || (mode & ~0660u) != 0) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "%s: %llu bytes with mode %04o", name,
+                        (unsigned long long)bytes, mode);
+    }
+    void *base = NULL;
+    int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
+    if (fd < 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, code == EEXIST ? MOE_ERR_BUSY : MOE_ERR_IO, MOE_LAYER_ERRNO,
+                               code, "cannot create shared memory %s", name);
+    }
+    st = check_free_space(fd, name, bytes, err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
+    st = allocate(fd, name, bytes, err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
+    st = map(fd, name, bytes, true, &base, err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
+    if (fchmod(fd, mode) != 0) { /* past the umask, and only once the content is there */
+        int code = errno;
+        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot set the mode of %s",
+                             name);
+        goto fail;
+    }
+    fill(out, name, fd, base, bytes, true);
+    return MOE_OK;
+fail:
+    if (base != NULL) {
+        munmap(base, bytes);
+    }
+    close(fd);
+    shm_unlink(name);
+    return st;
+}
+
+static moe_status open_status(int code)
+{
+    return code == ENOENT ? MOE_ERR_NOT_FOUND : code == EACCES ? MOE_ERR_PERMISSION : MOE_ERR_IO;
+}
+
+moe_status moe_shm_open(const char *name, bool writable, moe_shm_region *out, moe_err *err)
+{
+    moe_status st = check_name(name, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    int fd = shm_open(name, writable ? O_RDWR : O_RDONLY, 0);
+    if (fd < 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, open_status(code), MOE_LAYER_ERRNO, code,
+                               "cannot open shared memory %s", name);
+    }
+    struct stat info = {0};
+    void *base = NULL;
+    if (fstat(fd, &info) != 0) {
+        int code = errno;
+        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot stat %s", name);
+        goto fail;
+    }
+    if (info.st_size <= 0) {
+        st = MOE_FAIL(err, MOE_ERR_FORMAT, "shared memory %s is empty: its creator died early",
+                      name);
+        goto fail;
+    }
+    st = map(fd, name, (uint64_t)info.st_size, writable, &base, err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
+    fill(out, name, fd, base, (uint64_t)info.st_size, writable);
+    return MOE_OK;
+fail:
+    close(fd);
+    return st;
+}
+
+void moe_shm_close(moe_shm_region *r)
+{
+    if (r->base != NULL) {
+        munmap(r->base, r->bytes);
+    }
+    if (r->fd >= 0) {
+        close(r->fd);
+    }
+    *r = MOE_SHM_REGION_NONE;
+}
+
+void moe_shm_unlink(const char *name)
+{
+    if (check_name(name, NULL) == MOE_OK) { /* never anybody else's object */
+        shm_unlink(name);
+    }
+}
+
+moe_status moe_shm_lock_pages(const moe_shm_region *r, moe_err *err)
+{
+    if (mlock(r->base, r->bytes) == 0) {
+        return MOE_OK;
+    }
+    int code = errno;
+    struct rlimit limit = {0};
+    getrlimit(RLIMIT_MEMLOCK, &limit);
+    if (code != EPERM && code != ENOMEM && code != EAGAIN) {
+        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot lock %s", r->name);
+    }
+    return MOE_FAIL_NATIVE(err, MOE_ERR_PERMISSION, MOE_LAYER_ERRNO, code,
+                           "cannot lock %llu MiB of %s: RLIMIT_MEMLOCK is %llu KiB; raise it "
+                           "(ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit)",
+                           (unsigned long long)(r->bytes >> 20), r->name,
+                           (unsigned long long)(limit.rlim_cur >> 10));
+}

@@ -1,0 +1,44 @@
+/* shm_region.h - named shared memory: create, open, map, unlink. Knows no CUDA.
+ *
+ * Creation checks the free space of /dev/shm first (statvfs) and allocates every page
+ * (posix_fallocate), so that later access can never raise SIGBUS. A region is never truncated,
+ * punched or replaced while mapped.
+ * Names: "/pregate-..." at most 63 bytes. Mode 0600 unless `group` asks for 0640.
+ * Threads: a region belongs to its owner; the mapping may be read by any thread.
+ */
+#ifndef MOE_COMMON_SHM_REGION_H
+#define MOE_COMMON_SHM_REGION_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/status.h"
+
+enum { MOE_SHM_NAME_BYTES = 64 };
+
+typedef struct moe_shm_region {
+    char name[MOE_SHM_NAME_BYTES];
+    int fd;     /* owned; -1 when closed */
+    void *base; /* owned mapping; NULL when unmapped */
+    uint64_t bytes;
+    bool writable;
+} moe_shm_region;
+
+#define MOE_SHM_REGION_NONE ((moe_shm_region){.fd = -1})
+
+/* Fails with MOE_ERR_NO_SPACE naming /dev/shm, what is free and what is asked; MOE_ERR_BUSY if
+ * the name exists. The content is zero. */
+MOE_MUST_CHECK moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode,
+                                         moe_shm_region *out, moe_err *err);
+/* Maps an existing region whole; MOE_ERR_NOT_FOUND if absent. bytes is taken from the object. */
+MOE_MUST_CHECK moe_status moe_shm_open(const char *name, bool writable, moe_shm_region *out,
+                                       moe_err *err);
+/* Unmaps and closes; the name stays. Accepts MOE_SHM_REGION_NONE; idempotent. */
+void moe_shm_close(moe_shm_region *r);
+/* Removes the name; mappings stay valid. Absent is fine. */
+void moe_shm_unlink(const char *name);
+/* mlock of the mapping. MOE_ERR_PERMISSION names RLIMIT_MEMLOCK, its value and the remedy. */
+MOE_MUST_CHECK moe_status moe_shm_lock_pages(const moe_shm_region *r, moe_err *err);
+
+#endif
