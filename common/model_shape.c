@@ -92,16 +92,17 @@ static moe_status get_string(const cJSON *root, const char *key, const char *fal
     if (item == NULL && fallback == NULL) {
         return missing(key, err);
     }
-    if (item != NULL && !cJSON_IsString(item)) {
+    const char *text = item != NULL ? cJSON_GetStringValue(item) : fallback;
+    if (text == NULL) {
         return MOE_FAIL(err, MOE_ERR_FORMAT, "config.json: \"%s\" is not a string", key);
     }
-    *out = item != NULL ? item->valuestring : fallback;
+    *out = text;
     return MOE_OK;
 }
 
 static moe_status parse_architecture(const cJSON *root, moe_model_shape *s, moe_err *err)
 {
-    const char *type = NULL;
+    const char *type = "";
     moe_status st = get_string(root, "model_type", NULL, &type, err);
     if (st != MOE_OK) {
         return st;
@@ -113,21 +114,21 @@ static moe_status parse_architecture(const cJSON *root, moe_model_shape *s, moe_
     }
     snprintf(s->model_type, sizeof s->model_type, "%s", type);
     const cJSON *list = find(root, "architectures");
-    const cJSON *first = cJSON_IsArray(list) ? cJSON_GetArrayItem(list, 0) : NULL;
-    if (!cJSON_IsString(first)) {
+    const char *name =
+        cJSON_IsArray(list) ? cJSON_GetStringValue(cJSON_GetArrayItem(list, 0)) : NULL;
+    if (name == NULL) {
         return MOE_FAIL(err, MOE_ERR_FORMAT,
                         "config.json: \"architectures\" names no architecture");
     }
-    if (strcmp(first->valuestring, "SwitchTransformersForConditionalGeneration") == 0) {
+    if (strcmp(name, "SwitchTransformersForConditionalGeneration") == 0) {
         s->pregate_lookahead = 0;
-    } else if (strcmp(first->valuestring, "PregatedSwitchTransformersForConditionalGeneration") ==
-               0) {
+    } else if (strcmp(name, "PregatedSwitchTransformersForConditionalGeneration") == 0) {
         s->pregate_lookahead = 1;
     } else {
         return MOE_FAIL(err, MOE_ERR_UNSUPPORTED,
                         "config.json: architecture \"%.80s\": supported are [Pregated]"
                         "SwitchTransformersForConditionalGeneration",
-                        first->valuestring);
+                        name);
     }
     return MOE_OK;
 }
@@ -214,7 +215,7 @@ static moe_status parse_token_ids(const cJSON *root, moe_model_shape *s, moe_err
 
 static moe_status parse_activation(const cJSON *root, moe_model_shape *s, moe_err *err)
 {
-    const char *name = NULL;
+    const char *name = "";
     bool gated = false;
     moe_status st = get_string(root, "dense_act_fn", "relu", &name, err);
     if (st == MOE_OK) {
@@ -244,7 +245,7 @@ static moe_status parse_activation(const cJSON *root, moe_model_shape *s, moe_er
 
 static moe_status check_router(const cJSON *root, moe_err *err)
 {
-    const char *dtype = NULL;
+    const char *dtype = "";
     bool bias = false;
     moe_status st = get_string(root, "router_dtype", "float32", &dtype, err);
     if (st == MOE_OK) {
