@@ -1,0 +1,179 @@
+/* matmul_body.h - the body of one build of the inner loop; included by matmul_<build>.c, which says
+ *   MATMUL_NAME      the function
+ *   LANES            floats of one vector register: 4, 8 or 16
+ *   MANY_ROWS, MANY_COLUMNS   the register tile while there are MANY_ROWS rows left
+ *   ONE_ROW_COLUMNS           the register tile for a single row
+ * Vectors are the compilers' own vector types: + and * act on each lane, nothing is reordered.
+ * Tile shapes change how often a weight is loaded, never the order of additions (matmul.h).
+ */
+#include <string.h>
+
+#include "common/dtype.h"
+#include "common/model_shape.h"
+#include "kernels/ops/matmul.h"
+
+#define PARTS (KRN_MATMUL_PARTIAL_SUMS / LANES) /* registers that hold one output's partial sums   \
+                                                 */
+#define INLINE static inline __attribute__((always_inline))
+
+typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
+
+INLINE void load_x(floats *out, const float *p)
+{
+    memcpy(out, p, sizeof *out);
+}
+
+INLINE void load_w(floats *out, const void *w, size_t at, bool is_bf16)
+{
+    if (is_bf16) {
+        halves h;
+        memcpy(&h, (const uint16_t *)w + at, sizeof h);
+        words u = __builtin_convertvector(h, words) << 16;
+        memcpy(out, &u, sizeof *out);
+    } else {
+        memcpy(out, (const float *)w + at, sizeof *out);
+    }
+}
+
+/* The last d_in % 16 elements, padded with zeros to a whole step. */
+INLINE void load_tail(float *x_tail, const float *x, uint32_t n)
+{
+    memset(x_tail, 0, KRN_MATMUL_PARTIAL_SUMS * sizeof *x_tail);
+    memcpy(x_tail, x, n * sizeof *x);
+}
+
+INLINE void load_w_tail(float *w_tail, const void *w, size_t at, uint32_t n, bool is_bf16)
+{
+    memset(w_tail, 0, KRN_MATMUL_PARTIAL_SUMS * sizeof *w_tail);
+    for (uint32_t i = 0; i < n; i++) {
+        w_tail[i] =
+            is_bf16 ? moe_bf16_to_f32(((const uint16_t *)w)[at + i]) : ((const float *)w)[at + i];
+    }
+}
+
+INLINE float reduce(const floats *parts)
+{
+    float s[KRN_MATMUL_PARTIAL_SUMS];
+    memcpy(s, parts, sizeof s);
+    for (int half = KRN_MATMUL_PARTIAL_SUMS / 2; half >= 1; half /= 2) {
+        for (int l = 0; l < half; l++) {
+            s[l] += s[l + half];
+        }
+    }
+    return s[0];
+}
+
+INLINE void finish(const krn_matmul_args *a, float *y, float sum)
+{
+    float v = a->scale * sum;
+    if (a->act != MOE_ACT_NONE) {
+        v = krn_activate(a->act, v);
+    }
+    *y = a->accumulate ? *y + v : v;
+}
+
+INLINE size_t x_row(const krn_matmul_args *a, uint32_t r)
+{
+    return a->pairs != NULL ? (size_t)a->pairs[r] / a->x_div : r;
+}
+
+INLINE size_t y_row(const krn_matmul_args *a, uint32_t r)
+{
+    return a->pairs != NULL ? (size_t)a->pairs[r] : r;
+}
+
+/* n_r rows from row0, n_c columns from column0; n_r, n_c and is_bf16 are constants to the compiler.
+ */
+INLINE void tile(const krn_matmul_args *a, uint32_t row0, uint32_t column0, const uint32_t n_r,
+                 const uint32_t n_c, const bool is_bf16)
+{
+    const float *x[MANY_ROWS];
+    floats sum[MANY_ROWS][ONE_ROW_COLUMNS][PARTS];
+    for (uint32_t r = 0; r < n_r; r++) {
+        x[r] = a->x + x_row(a, row0 + r) * a->x_stride;
+        for (uint32_t c = 0; c < n_c; c++) {
+            for (uint32_t p = 0; p < PARTS; p++) {
+                sum[r][c][p] = (floats){0};
+            }
+        }
+    }
+    const size_t w0 = (size_t)column0 * a->w_stride;
+    const uint32_t n_whole = a->d_in / KRN_MATMUL_PARTIAL_SUMS * KRN_MATMUL_PARTIAL_SUMS;
+    for (uint32_t i = 0; i < n_whole; i += KRN_MATMUL_PARTIAL_SUMS) {
+        for (uint32_t p = 0; p < PARTS; p++) {
+            floats xs[MANY_ROWS];
+            for (uint32_t r = 0; r < n_r; r++) {
+                load_x(&xs[r], x[r] + i + p * LANES);
+            }
+            for (uint32_t c = 0; c < n_c; c++) {
+                floats w;
+                load_w(&w, a->w, w0 + c * a->w_stride + i + p * LANES, is_bf16);
+                for (uint32_t r = 0; r < n_r; r++) {
+                    sum[r][c][p] += xs[r] * w;
+                }
+            }
+        }
+    }
+    const uint32_t n_tail = a->d_in - n_whole;
+    if (n_tail > 0) {
+        float xt[KRN_MATMUL_PARTIAL_SUMS], wt[KRN_MATMUL_PARTIAL_SUMS];
+        for (uint32_t r = 0; r < n_r; r++) {
+            load_tail(xt, x[r] + n_whole, n_tail);
+            for (uint32_t c = 0; c < n_c; c++) {
+                load_w_tail(wt, a->w, w0 + c * a->w_stride + n_whole, n_tail, is_bf16);
+                for (uint32_t p = 0; p < PARTS; p++) {
+                    floats xv, wv;
+                    load_x(&xv, xt + p * LANES);
+                    load_x(&wv, wt + p * LANES);
+                    sum[r][c][p] += xv * wv;
+                }
+            }
+        }
+    }
+    for (uint32_t r = 0; r < n_r; r++) {
+        float *y = a->y + y_row(a, row0 + r) * a->y_stride + column0;
+        for (uint32_t c = 0; c < n_c; c++) {
+            finish(a, y + c, reduce(sum[r][c]));
+        }
+    }
+}
+
+INLINE void tiles(const krn_matmul_args *a, uint32_t begin, uint32_t end, const bool is_bf16)
+{
+    uint32_t row = 0;
+    for (; a->n_rows - row >= MANY_ROWS; row += MANY_ROWS) {
+        uint32_t c = begin;
+        for (; end - c >= MANY_COLUMNS; c += MANY_COLUMNS) {
+            tile(a, row, c, MANY_ROWS, MANY_COLUMNS, is_bf16);
+        }
+        for (; c < end; c++) {
+            tile(a, row, c, MANY_ROWS, 1, is_bf16);
+        }
+    }
+    for (; row < a->n_rows; row++) {
+        uint32_t c = begin;
+        for (; end - c >= ONE_ROW_COLUMNS; c += ONE_ROW_COLUMNS) {
+            tile(a, row, c, 1, ONE_ROW_COLUMNS, is_bf16);
+        }
+        for (; c < end; c++) {
+            tile(a, row, c, 1, 1, is_bf16);
+        }
+    }
+}
+
+enum { BLOCK_COLUMNS = 32 }; /* 32 rows of weights are reused by every row while in cache */
+
+void MATMUL_NAME(const krn_matmul_args *a, uint32_t begin, uint32_t end)
+{
+    for (uint32_t c = begin; c < end;) {
+        uint32_t stop = end - c > BLOCK_COLUMNS ? c + BLOCK_COLUMNS : end;
+        if (a->w_dtype == MOE_BF16) {
+            tiles(a, c, stop, true);
+        } else {
+            tiles(a, c, stop, false);
+        }
+        c = stop;
+    }
+}
