@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# test.sh - packages, builds, all tests. Every stage prints one line with its time; the first that
+# fails ends the run with the log of what failed.
+#   --werror      warnings are errors (CI)
+#   --only STAGE  one stage: lint debug asan tsan clang cuda release
+set -euo pipefail
+. "$(dirname "$0")/lib.sh"
+
+werror=OFF
+only=''
+while [ $# -gt 0 ]; do
+    case $1 in
+        --werror) werror=ON; shift ;;
+        --only) only=${2:?--only needs a stage}; shift 2 ;;
+        *) fail "unknown option '$1'; see the head of deploy/test.sh" ;;
+    esac
+done
+
+stage() {
+    local name=$1 begin=$SECONDS
+    [ -z "$only" ] || [ "$only" = "$name" ] || return 0
+    say "== $name"
+    "stage_$name"
+    say "== $name: $((SECONDS - begin)) s"
+}
+
+run_ctest() {
+    local preset=$1
+    shift
+    (cd "$root" && ctest --test-dir "build/$preset" --output-on-failure --no-tests=error -j 2 "$@")
+}
+
+stage_lint() {
+    local sources
+    mapfile -t sources < <(cd "$root" && git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc')
+    (cd "$root" && clang-format --dry-run --Werror "${sources[@]}")
+    "$root/tests/lint/units.sh"
+    "$root/tests/lint/tree.sh"
+}
+
+stage_debug() {
+    build_preset debug -DPREGATE_WERROR=$werror
+    run_ctest debug -LE 'golden|e2e|slow'
+}
+
+stage_asan() {
+    build_preset asan
+    run_ctest asan -LE 'e2e|slow'
+}
+
+stage_tsan() {
+    build_preset tsan
+    run_ctest tsan -L 'threads'
+}
+
+stage_clang() {
+    build_preset clang -DPREGATE_WERROR=$werror
+    run_ctest clang -L 'fuzz'
+}
+
+stage_cuda() {
+    if [ -z "$(find_nvcc)" ]; then
+        say "skipped: no nvcc on PATH or in /usr/local/cuda, so the CUDA presets are not built"
+        return 0
+    fi
+    build_preset cuda-release
+    run_ctest cuda-release -L 'kernels'
+}
+
+stage_release() {
+    build_preset release
+    run_ctest release
+}
+
+install_packages "${packages_build[@]}" "${packages_run[@]}" "${packages_test[@]}"
+for name in lint debug asan tsan clang cuda release; do
+    stage $name
+done
+say "all stages passed in $SECONDS s"
