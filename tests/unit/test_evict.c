@@ -1,8 +1,9 @@
 /* Eviction policies: what each gives up, what none ever does. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
 
 #include "expert-store/evict.h"
 

@@ -1,8 +1,10 @@
 /* The fetch queue: order, merging, cancelling; and a long random walk beside a naive model. */
-#include <cmocka.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+
+#include <cmocka.h>
+
 #include <stdlib.h>
 #include <string.h>
 
