@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -177,6 +178,27 @@ moe_status wire_endpoint_path(const char *endpoint, char *out, size_t out_bytes,
                         endpoint, n, n > longest ? longest : out_bytes - 1);
     }
     memcpy(out, path, n + 1);
+    return MOE_OK;
+}
+
+moe_status wire_admin_endpoint(const char *endpoint, char *out, size_t out_bytes, moe_err *err)
+{
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    char admin[sizeof path + sizeof "ipc://.admin"];
+    moe_status st = wire_endpoint_path(endpoint, path, sizeof path, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    snprintf(admin, sizeof admin, "ipc://%s.admin", path);
+    st = wire_endpoint_path(admin, path, sizeof path, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    size_t n = strlen(admin);
+    if (n >= out_bytes) {
+        return MOE_FAIL(err, MOE_ERR_LIMIT, "no room for the endpoint '%s'", admin);
+    }
+    memcpy(out, admin, n + 1);
     return MOE_OK;
 }
 

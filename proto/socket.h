@@ -61,5 +61,8 @@ MOE_MUST_CHECK moe_status wire_dealer_recv(wire_dealer *d, int64_t timeout_ns,
 /* Path of an ipc:// endpoint; MOE_ERR_INVALID (not ipc, or relative) and MOE_ERR_LIMIT. */
 MOE_MUST_CHECK moe_status wire_endpoint_path(const char *endpoint, char *out, size_t out_bytes,
                                              moe_err *err);
+/* The operator's endpoint beside a store's: ".admin" appended. Errors as above. */
+MOE_MUST_CHECK moe_status wire_admin_endpoint(const char *endpoint, char *out, size_t out_bytes,
+                                              moe_err *err);
 
 #endif

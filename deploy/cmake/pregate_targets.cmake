@@ -16,6 +16,14 @@ if(PREGATE_SANITIZE)
     $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-fsanitize=${PREGATE_SANITIZE};-fno-sanitize-recover=all>)
   target_link_options(pregate_flags INTERFACE -fsanitize=${PREGATE_SANITIZE})
 endif()
+if(PREGATE_FUZZ) # everything is instrumented: libFuzzer steers by the branches it sees
+  if(NOT CMAKE_C_COMPILER_ID STREQUAL "Clang")
+    message(FATAL_ERROR "PREGATE_FUZZ=ON needs clang: use the preset `clang`")
+  endif()
+  target_compile_options(pregate_flags INTERFACE
+    $<$<NOT:$<COMPILE_LANGUAGE:CUDA>>:-fsanitize=fuzzer-no-link,address>)
+  target_link_options(pregate_flags INTERFACE -fsanitize=fuzzer-no-link,address)
+endif()
 
 # pregate_test(<kind> <module> [WRAP fn ...] [LIBS lib ...] [TIMEOUT s] [ARGS arg ...])
 # tests/<kind>/test_<module>.c becomes the ctest <kind>.<module>; exit code 77 means skipped.
@@ -33,4 +41,25 @@ function(pregate_test kind module)
   add_test(NAME ${kind}.${module} COMMAND ${target} ${T_ARGS})
   set_tests_properties(${kind}.${module} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS ${kind}
     SKIP_RETURN_CODE 77 ENVIRONMENT "ASAN_OPTIONS=handle_segv=2;TSAN_OPTIONS=halt_on_error=1")
+endfunction()
+
+# pregate_fuzz(<module> [LIBS lib ...])
+# tests/fuzz/fuzz_<module>.c (an LLVMFuzzerTestOneInput) becomes the ctest fuzz.<module>: it replays
+# tests/fuzz/corpus/<module>, and with PREGATE_FUZZ=ON also tries new inputs. To search for longer:
+#   build/clang/tests/fuzz_<module> -max_total_time=600 DIR tests/fuzz/corpus/<module>
+function(pregate_fuzz module)
+  cmake_parse_arguments(F "" "" "LIBS" ${ARGN})
+  set(target fuzz_${module})
+  set(found ${CMAKE_CURRENT_BINARY_DIR}/corpus/${module}) # libFuzzer keeps what it finds here
+  file(MAKE_DIRECTORY ${found})
+  add_executable(${target} ${PROJECT_SOURCE_DIR}/tests/fuzz/fuzz_${module}.c)
+  target_link_libraries(${target} PRIVATE pregate_flags ${F_LIBS})
+  if(PREGATE_FUZZ)
+    target_link_options(${target} PRIVATE -fsanitize=fuzzer)
+  else()
+    target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay.c)
+  endif()
+  add_test(NAME fuzz.${module} COMMAND ${target} -runs=20000 -seed=1 -artifact_prefix=${found}-
+    ${found} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${module})
+  set_tests_properties(fuzz.${module} PROPERTIES TIMEOUT 120 LABELS fuzz)
 endfunction()
