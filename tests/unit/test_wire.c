@@ -47,6 +47,15 @@ static void fill_hello(wire_message *m)
     m->hello.pid = 4242;
 }
 
+/* Member by member: messages are compared with their padding, which must stay 0. */
+static void fill_region(wire_region *r, uint32_t purpose, const char *name, uint64_t bytes)
+{
+    r->purpose = purpose;
+    snprintf(r->name, sizeof r->name, "%s", name);
+    r->bytes = bytes;
+    r->page_bytes = 4096;
+}
+
 static void fill_welcome(wire_message *m)
 {
     wire_welcome *w = &m->welcome;
@@ -62,14 +71,8 @@ static void fill_welcome(wire_message *m)
     w->n_slots = 1024;
     w->n_experts = 1536;
     w->n_regions = 2;
-    w->regions[0] = (wire_region){.purpose = WIRE_REGION_SLOTS,
-                                  .name = "/pregate-a-slots",
-                                  .bytes = 9667870720,
-                                  .page_bytes = 4096};
-    w->regions[1] = (wire_region){.purpose = WIRE_REGION_LEASES,
-                                  .name = "/pregate-a-lease-1",
-                                  .bytes = 36864,
-                                  .page_bytes = 4096};
+    fill_region(&w->regions[0], WIRE_REGION_SLOTS, "/pregate-a-slots", 9667870720);
+    fill_region(&w->regions[1], WIRE_REGION_LEASES, "/pregate-a-lease-1", 36864);
     snprintf(w->model_name, sizeof w->model_name, "switch-base");
     w->pinned = 1;
 }
@@ -809,9 +812,9 @@ static void mutated_messages_are_refused_or_consistent(void **state)
         uint8_t bytes[512];
         size_t n = unhex(goldens[(size_t)round % N_GOLDENS].hex, bytes, sizeof bytes);
         for (uint64_t edits = 1 + next_random(&seed) % 4; edits > 0; edits--) {
-            uint8_t *at = &bytes[next_random(&seed) % n];
-            uint8_t noise = (uint8_t)next_random(&seed);
-            *at = next_random(&seed) % 2 ? noise : (uint8_t)(*at ^ 1u << noise % 8);
+            uint64_t at = next_random(&seed) % n, noise = next_random(&seed);
+            uint64_t flipped = bytes[at] ^ UINT64_C(1) << noise % 8;
+            bytes[at] = (uint8_t)(next_random(&seed) % 2 ? noise : flipped);
         }
         moe_err err = {0};
         moe_status st = decode_copy(bytes, n, &m, &err);
