@@ -12,11 +12,16 @@
 #include "common/model_shape.h"
 #include "kernels/ops/matmul.h"
 
-#define PARTS (KRN_MATMUL_PARTIAL_SUMS / LANES) /* registers that hold one output's partial sums   \
-                                                 */
+#define PARTS                                                                                      \
+    (KRN_MATMUL_PARTIAL_SUMS / LANES) /* registers that hold one output's partial sums             \
+                                       */
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float floats __attribute__((vector_size(4 * LANES)));
+typedef float four __attribute__((vector_size(16)));
+#if LANES > 4
+typedef float eight __attribute__((vector_size(32)));
+#endif
 typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES)));
 
@@ -53,16 +58,22 @@ INLINE void load_w_tail(float *w_tail, const void *w, size_t at, uint32_t n, boo
     }
 }
 
+/* l += l+8, l += l+4, l += l+2, l += l+1: whole registers first, then halves of one. */
 INLINE float reduce(const floats *parts)
 {
-    float s[KRN_MATMUL_PARTIAL_SUMS];
-    memcpy(s, parts, sizeof s);
-    for (int half = KRN_MATMUL_PARTIAL_SUMS / 2; half >= 1; half /= 2) {
-        for (int l = 0; l < half; l++) {
-            s[l] += s[l + half];
-        }
-    }
-    return s[0];
+#if LANES == 4
+    four sum = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+#else
+#if LANES == 8
+    eight sums = parts[0] + parts[1];
+#else
+    eight sums = __builtin_shufflevector(parts[0], parts[0], 0, 1, 2, 3, 4, 5, 6, 7) +
+                 __builtin_shufflevector(parts[0], parts[0], 8, 9, 10, 11, 12, 13, 14, 15);
+#endif
+    four sum = __builtin_shufflevector(sums, sums, 0, 1, 2, 3) +
+               __builtin_shufflevector(sums, sums, 4, 5, 6, 7);
+#endif
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
 INLINE void finish(const krn_matmul_args *a, float *y, float sum)
