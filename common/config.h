@@ -4,7 +4,8 @@
  * (PREGATE_<SECTION>_<NAME>) < command line (--name value, --name=value; bools: --name, --no-name).
  * Names in the table use underscores; on the command line they use hyphens.
  * This is the only file that reads the environment. A loaded struct is const from then on.
- * Sizes accept B, KiB, MiB, GiB, TiB (and KB, MB, GB as powers of ten).
+ * Sizes accept B, KiB, MiB, GiB, TiB (and KB, MB, GB, TB as powers of ten).
+ * A file may hold sections of other programs, which are skipped; its lines have at most 198 bytes.
  * Every error names the setting, where it came from, the value and what is allowed.
  */
 #ifndef MOE_COMMON_CONFIG_H

@@ -5,7 +5,6 @@
 #include <ctype.h>
 #include <errno.h>
 #include <float.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -151,7 +150,7 @@ static bool parse_f64(const char *text, double *out)
 {
     char *end = NULL;
     double v = strtod(text, &end);
-    if (end == text || *end != '\0' || isspace((unsigned char)*text) || !isfinite(v)) {
+    if (end == text || *end != '\0' || isspace((unsigned char)*text)) {
         return false;
     }
     *out = v;

@@ -241,7 +241,7 @@ moe_status moe_metrics_prometheus(const moe_metrics *m, moe_text *out, moe_err *
         }
         append_header(out, &m->items[i]);
         for (uint32_t j = i; j < m->n; j++) { /* one group per name, wherever its samples are */
-            if (!printed[j] && strcmp(m->items[i].name, m->items[j].name) == 0) {
+            if (strcmp(m->items[i].name, m->items[j].name) == 0) {
                 append_sample(out, &m->items[j]);
                 printed[j] = 1;
             }
@@ -308,9 +308,6 @@ static uint32_t append_json_histogram(const moe_metrics *m, uint32_t at, moe_tex
     uint32_t end = at;
     while (end < m->n && same_series(first, &m->items[end], "_bucket")) {
         end++;
-        if (isinf(bucket_bound(&m->items[end - 1]))) {
-            break; /* the next bucket would belong to another set of labels */
-        }
     }
     if (end == at || end + 2 > m->n || !same_series(first, &m->items[end], "_sum") ||
         !same_series(first, &m->items[end + 1], "_count")) {

@@ -23,7 +23,8 @@ typedef struct moe_histogram {
 } moe_histogram;
 
 void moe_histogram_add_ns(moe_histogram *h, int64_t ns); /* negative counts as 0 */
-/* Upper bound of the bucket holding quantile q in (0, 1], in ns; 0 when empty. */
+/* Upper bound of the bucket holding quantile q in (0, 1], in ns; 0 when empty. Values beyond the
+ * last finite bound (2^30 us) answer with that bound. */
 int64_t moe_histogram_quantile_ns(const moe_histogram *h, double q);
 
 typedef enum moe_metric_kind {

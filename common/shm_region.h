@@ -3,8 +3,8 @@
  * Creation checks the free space of /dev/shm first (statvfs) and allocates every page
  * (posix_fallocate), so that later access can never raise SIGBUS. A region is never truncated,
  * punched or replaced while mapped.
- * Names: "/pregate-..." at most 63 bytes. Mode 0600 unless `group` asks for 0640.
- * Threads: a region belongs to its owner; the mapping may be read by any thread.
+ * Names: "/pregate-..." at most 63 bytes. Mode 0600; 0640 or 0660 where a group of workers reads or
+ * writes. Threads: a region belongs to its owner; the mapping may be read by any thread.
  */
 #ifndef MOE_COMMON_SHM_REGION_H
 #define MOE_COMMON_SHM_REGION_H

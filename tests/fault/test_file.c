@@ -123,6 +123,8 @@ static void a_failed_whole_read_leaks_and_changes_nothing(void **state)
     (void)state;
     char *data = NULL;
     size_t bytes = 4711;
+    int before = dup(fd);
+    close(before); /* the lowest free descriptor, to see one leak */
     reset();
     fail_call = 1;
     fail_errno = EIO;
@@ -134,6 +136,9 @@ static void a_failed_whole_read_leaks_and_changes_nothing(void **state)
     assert_int_equal(MOE_ERR_NO_MEMORY, st);
     assert_null(data);
     assert_int_equal(4711, bytes);
+    int after = dup(fd);
+    close(after);
+    assert_int_equal(before, after);
 }
 
 int main(void)

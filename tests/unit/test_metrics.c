@@ -154,7 +154,7 @@ static void json_gives_numbers_and_quantiles(void **state)
     moe_metrics_init(&m);
     moe_text_init(&t);
     for (int i = 0; i < 100; i++) {
-        moe_histogram_add_ns(&h, i < 95 ? 3000 : 5000);
+        moe_histogram_add_ns(&h, i < 90 ? 3000 : 5000);
     }
     moe_metrics_add(&m, MOE_METRIC_COUNTER, "hits", "h", 3, "block=\"dec0\"");
     moe_metrics_add_histogram(&m, "lat", "h", &h, "%s", "");
@@ -163,9 +163,9 @@ static void json_gives_numbers_and_quantiles(void **state)
     assert_int_equal(MOE_OK, moe_metrics_json(&m, &t, NULL));
     assert_string_equal(
         "{\n  \"hits{block=\\\"dec0\\\"}\": 3,\n"
-        "  \"lat\": {\"count\": 100, \"sum\": 0.00031, \"p50\": 4e-06, \"p90\": 4e-06, "
+        "  \"lat\": {\"count\": 100, \"sum\": 0.00032, \"p50\": 4e-06, \"p90\": 4e-06, "
         "\"p99\": 8e-06},\n"
-        "  \"lat{w=\\\"1\\\"}\": {\"count\": 100, \"sum\": 0.00031, \"p50\": 4e-06, \"p90\": "
+        "  \"lat{w=\\\"1\\\"}\": {\"count\": 100, \"sum\": 0.00032, \"p50\": 4e-06, \"p90\": "
         "4e-06, \"p99\": 8e-06},\n"
         "  \"g\": null\n}\n",
         t.data);

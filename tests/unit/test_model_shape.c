@@ -17,17 +17,22 @@
 
 /* A complete config; `extra` comes first, and the first of two equal keys counts, so it overrides.
  */
+static int write_config(char *json, size_t bytes, const char *arch, const char *extra)
+{
+    return snprintf(json, bytes,
+                    "{%s \"architectures\": [\"%s\"], \"model_type\": \"switch_transformers\", "
+                    "\"d_model\": 192, \"d_kv\": 32, \"d_ff\": 384, \"num_heads\": 6, "
+                    "\"vocab_size\": 4096, \"num_layers\": 6, \"num_decoder_layers\": 8, "
+                    "\"num_experts\": 16, \"num_sparse_encoder_layers\": 3, "
+                    "\"num_sparse_decoder_layers\": 4, \"dense_act_fn\": \"relu\"}",
+                    extra, arch);
+}
+
 static moe_status parse_arch(const char *arch, const char *extra, moe_model_shape *out,
                              moe_err *err)
 {
     char json[2048];
-    int len = snprintf(json, sizeof json,
-                       "{%s \"architectures\": [\"%s\"], \"model_type\": \"switch_transformers\", "
-                       "\"d_model\": 192, \"d_kv\": 32, \"d_ff\": 384, \"num_heads\": 6, "
-                       "\"vocab_size\": 4096, \"num_layers\": 6, \"num_decoder_layers\": 8, "
-                       "\"num_experts\": 16, \"num_sparse_encoder_layers\": 3, "
-                       "\"num_sparse_decoder_layers\": 4, \"dense_act_fn\": \"relu\"}",
-                       extra, arch);
+    int len = write_config(json, sizeof json, arch, extra);
     return moe_model_shape_parse(json, (size_t)len, out, err);
 }
 
@@ -257,6 +262,17 @@ static void text_that_is_no_json_object_is_refused(void **state)
     expect_not_json(deep, sizeof deep);
 }
 
+static void only_blanks_may_follow_the_object(void **state)
+{
+    (void)state;
+    moe_model_shape s = {0};
+    char json[2048];
+    int len = write_config(json, sizeof json - 8, ORDINARY, "");
+    memcpy(json + len, " \r\n\tx", 5);
+    assert_int_equal(MOE_OK, moe_model_shape_parse(json, (size_t)len + 4, &s, NULL));
+    assert_int_equal(MOE_ERR_FORMAT, moe_model_shape_parse(json, (size_t)len + 5, &s, NULL));
+}
+
 static void an_oversized_text_is_refused_unread(void **state)
 {
     (void)state;
@@ -277,6 +293,7 @@ int main(void)
         cmocka_unit_test(dims_out_of_bounds_are_named),
         cmocka_unit_test(wrong_types_are_named),
         cmocka_unit_test(text_that_is_no_json_object_is_refused),
+        cmocka_unit_test(only_blanks_may_follow_the_object),
         cmocka_unit_test(an_oversized_text_is_refused_unread),
     };
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;

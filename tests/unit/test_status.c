@@ -7,7 +7,9 @@
 #include <cmocka.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <string.h>
+#include <sys/time.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -107,6 +109,25 @@ static void the_real_clock_does_not_go_back(void **state)
     moe_sleep_ns(2 * MOE_NS_PER_MS);
     assert_true(moe_now_ns() - before >= 2 * MOE_NS_PER_MS);
     moe_sleep_ns(-5); /* no time at all */
+}
+
+static void on_alarm(int signal_number)
+{
+    (void)signal_number;
+}
+
+static void signals_do_not_shorten_a_sleep(void **state)
+{
+    (void)state;
+    struct sigaction action = {.sa_handler = on_alarm};
+    struct itimerval every_ms = {{0, 1000}, {0, 1000}};
+    struct itimerval off = {{0, 0}, {0, 0}};
+    sigaction(SIGALRM, &action, NULL);
+    int64_t before = moe_now_ns();
+    setitimer(ITIMER_REAL, &every_ms, NULL);
+    moe_sleep_ns(10 * MOE_NS_PER_MS);
+    setitimer(ITIMER_REAL, &off, NULL);
+    assert_true(moe_now_ns() - before >= 10 * MOE_NS_PER_MS);
 }
 
 static void the_fake_clock_moves_only_by_sleeping(void **state)
@@ -214,6 +235,7 @@ int main(void)
         cmocka_unit_test(the_formatted_line_names_everything),
         cmocka_unit_test(native_text_knows_errno_only),
         cmocka_unit_test(the_real_clock_does_not_go_back),
+        cmocka_unit_test(signals_do_not_shorten_a_sleep),
         cmocka_unit_test(the_fake_clock_moves_only_by_sleeping),
         cmocka_unit_test(a_log_line_is_one_line),
         cmocka_unit_test(the_level_silences_what_is_below),
