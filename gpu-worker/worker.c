@@ -1,0 +1,106 @@
+/* worker.c - see worker.h. */
+#include "gpu-worker/worker.h"
+
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+
+enum { TRACE_EVENTS = 1 << 20 };
+static const char *const backend_names[] = {"auto", "cpu", "cuda"};
+
+static moe_status open_device(const gw_config *cfg, gw_worker *w, moe_err *err)
+{
+    char note[200] = "";
+    moe_status st = krn_ops_find(backend_names[cfg->backend], &w->ops, note, sizeof note, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (note[0] != '\0') {
+        moe_log(MOE_LOG_INFO, "worker", "backend", "name=%s note=\"%s\"", w->ops->name, note);
+    }
+    krn_open_cfg open = {.device_index = (uint32_t)cfg->device,
+                         .n_threads = (uint32_t)cfg->threads,
+                         .link_gbps = cfg->cpu_link_gbps};
+    return w->ops->backend.open(&open, &w->device, err);
+}
+
+static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
+{
+    char fallback[MOE_CFG_STR_BYTES];
+    const char *endpoint = cfg->endpoint;
+    if (endpoint[0] == '\0') {
+        moe_status st = moe_default_endpoint(fallback, sizeof fallback, err);
+        if (st != MOE_OK) {
+            return st;
+        }
+        endpoint = fallback;
+    }
+    gw_engine_cfg e = {
+        .ops = w->ops,
+        .device = w->device,
+        .endpoint = endpoint,
+        .connect_timeout_ns = (int64_t)cfg->connect_timeout_s * MOE_NS_PER_S,
+        .policy = (gw_policy)cfg->fetch_policy,
+        .n_cells = (uint32_t)cfg->cells,
+        .cell_bytes = cfg->cell_bytes,
+        .max_batch = (uint32_t)cfg->max_batch,
+        .max_queue = (uint32_t)cfg->max_queue,
+        .max_input_tokens = (uint32_t)cfg->max_input_tokens,
+        .max_output_tokens = (uint32_t)cfg->max_output_tokens,
+        .max_encode_tokens =
+            (uint32_t)(cfg->max_encode_tokens > cfg->max_input_tokens ? cfg->max_encode_tokens
+                                                                      : cfg->max_input_tokens),
+        .checkpoint_capacity = cfg->expert_capacity == 1,
+        .expert_deadline_ns = (int64_t)cfg->expert_deadline_s * MOE_NS_PER_S,
+        .trace = w->trace,
+    };
+    return gw_engine_create(&e, &w->engine, err);
+}
+
+static moe_status open_tokenizer(gw_worker *w, moe_err *err)
+{
+    const void *model = NULL;
+    uint64_t bytes = 0;
+    if (gw_engine_file(w->engine, "spiece.model", &model, &bytes, NULL) != MOE_OK) {
+        moe_log(
+            MOE_LOG_WARN, "worker", "no_tokenizer",
+            "cost=\"prompts as token ids only\" remedy=\"pack a checkpoint with spiece.model\"");
+        return MOE_OK;
+    }
+    return gw_tokenizer_create(model, bytes, &w->tokenizer, err);
+}
+
+moe_status gw_worker_open(const gw_config *cfg, gw_worker *w, moe_err *err)
+{
+    *w = (gw_worker){0};
+    moe_status st = open_device(cfg, w, err);
+    if (st == MOE_OK && cfg->trace[0] != '\0') {
+        st = gw_trace_create(TRACE_EVENTS, &w->trace, err);
+    }
+    if (st == MOE_OK) {
+        st = open_engine(cfg, w, err);
+    }
+    if (st == MOE_OK) {
+        st = open_tokenizer(w, err);
+    }
+    if (st != MOE_OK) {
+        gw_worker_close(cfg, w);
+    }
+    return st;
+}
+
+void gw_worker_close(const gw_config *cfg, gw_worker *w)
+{
+    gw_engine_destroy(w->engine);
+    gw_tokenizer_destroy(w->tokenizer);
+    moe_err err;
+    if (w->trace != NULL && gw_trace_write(w->trace, cfg->trace, &err) != MOE_OK) {
+        moe_log_err("worker", "trace_not_written", &err);
+    }
+    gw_trace_destroy(w->trace);
+    if (w->ops != NULL && w->device != NULL) {
+        w->ops->backend.close(w->device);
+    }
+    *w = (gw_worker){0};
+}
