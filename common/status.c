@@ -56,8 +56,8 @@ const char *moe_native_text(moe_layer layer, int32_t native)
     return text != NULL ? text : "";
 }
 
-moe_status moe_fail(moe_err *err, moe_status status, moe_layer layer, int32_t native,
-                    const char *file, int32_t line, const char *fmt, ...)
+moe_status(moe_fail)(moe_err *err, moe_status status, moe_layer layer, int32_t native,
+                     const char *file, int32_t line, const char *fmt, ...)
 {
     if (err == NULL) {
         return status;
