@@ -166,57 +166,73 @@ ALWAYS_INLINE void bf16_block(uint16_t *restrict out, uint32_t block, stream s)
     }
 }
 
-ALWAYS_INLINE void bf16_blocks(uint16_t *restrict out, uint32_t n_blocks, stream s)
+ALWAYS_INLINE void bf16_blocks(uint16_t *restrict out, uint32_t first, uint32_t n, stream s)
 {
-    for (uint32_t b = 0; b < n_blocks; b++) {
-        bf16_block(out + (size_t)b * BLOCK, b, s);
+    for (uint32_t b = 0; b < n; b++) {
+        bf16_block(out + (size_t)b * BLOCK, first + b, s);
     }
 }
 
 #ifdef __x86_64__
 /* The same C with wider vectors; the bits are the same. */
-__attribute__((target("avx2"))) static void bf16_blocks_avx2(uint16_t *restrict out,
-                                                             uint32_t n_blocks, stream s)
+__attribute__((target("avx2"))) static void bf16_blocks_avx2(uint16_t *restrict out, uint32_t first,
+                                                             uint32_t n, stream s)
 {
-    bf16_blocks(out, n_blocks, s);
+    bf16_blocks(out, first, n, s);
 }
 #endif
 
-static void fill_bf16_blocks(uint16_t *out, uint32_t n_blocks, stream s)
+static void fill_bf16_blocks(uint16_t *out, uint32_t first, uint32_t n, stream s)
 {
 #ifdef __x86_64__
     if (__builtin_cpu_supports("avx2")) {
-        bf16_blocks_avx2(out, n_blocks, s);
+        bf16_blocks_avx2(out, first, n, s);
         return;
     }
 #endif
-    bf16_blocks(out, n_blocks, s);
+    bf16_blocks(out, first, n, s);
 }
 
-static void fill(void *dst, moe_dtype dtype, size_t n, stream s)
+/* Elements skip to skip + n of one block. */
+static void fill_in_block(char *out, moe_dtype dtype, uint32_t block, size_t skip, size_t n,
+                          stream s)
 {
-    uint32_t n_blocks = (uint32_t)(n / BLOCK);
-    size_t rest = n % BLOCK, each = moe_dtype_bytes(dtype);
-    char *out = dst;
     float values[BLOCK];
+    f32_block(values, block, s);
+    moe_dtype_convert(out, dtype, values + skip, MOE_F32, n);
+}
+
+/* Elements first to first + n of a stream. */
+static void fill(void *dst, moe_dtype dtype, uint64_t first, size_t n, stream s)
+{
+    size_t each = moe_dtype_bytes(dtype);
+    uint32_t block = (uint32_t)(first / BLOCK);
+    char *out = dst;
+    size_t skip = (size_t)(first % BLOCK);
+    if (skip > 0) {
+        size_t head = n < BLOCK - skip ? n : BLOCK - skip;
+        fill_in_block(out, dtype, block++, skip, head, s);
+        out += head * each;
+        n -= head;
+    }
+    uint32_t n_blocks = (uint32_t)(n / BLOCK);
     if (dtype == MOE_BF16) {
-        fill_bf16_blocks(dst, n_blocks, s);
+        fill_bf16_blocks((uint16_t *)(void *)out, block, n_blocks, s);
     } else {
         for (uint32_t b = 0; b < n_blocks; b++) {
-            f32_block(values, b, s);
-            moe_dtype_convert(out + (size_t)b * BLOCK * each, dtype, values, MOE_F32, BLOCK);
+            fill_in_block(out + (size_t)b * BLOCK * each, dtype, block + b, 0, BLOCK, s);
         }
     }
-    if (rest > 0) {
-        f32_block(values, n_blocks, s);
-        moe_dtype_convert(out + (size_t)n_blocks * BLOCK * each, dtype, values, MOE_F32, rest);
+    if (n % BLOCK > 0) {
+        fill_in_block(out + (size_t)n_blocks * BLOCK * each, dtype, block + n_blocks, 0, n % BLOCK,
+                      s);
     }
 }
 
 /* ---- experts ---- */
 
-void xs_synthetic_expert(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
-                         uint32_t expert_index, void *dst)
+void xs_synthetic_expert_part(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
+                              uint32_t expert_index, uint64_t first, size_t n, void *dst)
 {
     moe_stack stack;
     uint32_t block, expert;
@@ -224,10 +240,24 @@ void xs_synthetic_expert(const moe_model_shape *shape, moe_dtype dtype, uint64_t
     uint64_t key = splitmix64(splitmix64(seed) ^ (uint64_t)stack);
     key = splitmix64(key ^ block);
     key = splitmix64(key ^ expert);
-    size_t n = (size_t)shape->d_ff * shape->d_model;
-    fill(dst, dtype, n, make_stream(key, 1.0 / sqrt(shape->d_model)));
-    fill((char *)dst + n * moe_dtype_bytes(dtype), dtype, n,
-         make_stream(splitmix64(key), 1.0 / sqrt(shape->d_ff)));
+    uint64_t matrix = (uint64_t)shape->d_ff * shape->d_model;
+    char *out = dst;
+    if (first < matrix) {
+        size_t in_wi = n < matrix - first ? n : (size_t)(matrix - first);
+        fill(out, dtype, first, in_wi, make_stream(key, 1.0 / sqrt(shape->d_model)));
+        out += in_wi * moe_dtype_bytes(dtype);
+        first += in_wi;
+        n -= in_wi;
+    }
+    if (n > 0) {
+        fill(out, dtype, first - matrix, n, make_stream(splitmix64(key), 1.0 / sqrt(shape->d_ff)));
+    }
+}
+
+void xs_synthetic_expert(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
+                         uint32_t expert_index, void *dst)
+{
+    xs_synthetic_expert_part(shape, dtype, seed, expert_index, 0, moe_expert_params(shape), dst);
 }
 
 /* ---- dense tensors ---- */
@@ -260,15 +290,12 @@ static double tensor_std(const xs_synthetic_tensor *t)
     return 1.0 / fan_in;
 }
 
-void xs_synthetic_tensor_fill(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
-                              void *dst)
+void xs_synthetic_tensor_part(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
+                              uint64_t first, size_t n, void *dst)
 {
-    size_t n = 1, each = moe_dtype_bytes(dtype);
-    for (uint32_t d = 0; d < t->n_dims; d++) {
-        n *= t->dims[d];
-    }
     if (t->n_dims == 1) { /* norm weights */
         const float one = 1.0f;
+        size_t each = moe_dtype_bytes(dtype);
         for (size_t i = 0; i < n; i++) {
             moe_dtype_convert((char *)dst + i * each, dtype, &one, MOE_F32, 1);
         }
@@ -278,5 +305,15 @@ void xs_synthetic_tensor_fill(const xs_synthetic_tensor *t, moe_dtype dtype, uin
     for (const char *p = t->name; *p != '\0'; p++) {
         key = splitmix64(key ^ (unsigned char)*p);
     }
-    fill(dst, dtype, n, make_stream(key, tensor_std(t)));
+    fill(dst, dtype, first, n, make_stream(key, tensor_std(t)));
+}
+
+void xs_synthetic_tensor_fill(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
+                              void *dst)
+{
+    size_t n = 1;
+    for (uint32_t d = 0; d < t->n_dims; d++) {
+        n *= t->dims[d];
+    }
+    xs_synthetic_tensor_part(t, dtype, seed, 0, n, dst);
 }

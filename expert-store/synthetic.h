@@ -30,6 +30,9 @@ MOE_MUST_CHECK moe_status xs_synthetic_config(const char *name, moe_dtype dtype,
 /* One expert's payload (wi, then wo) into dst: moe_expert_params(shape) elements of dtype. */
 void xs_synthetic_expert(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
                          uint32_t expert_index, void *dst);
+/* Its elements first to first + n only. */
+void xs_synthetic_expert_part(const moe_model_shape *shape, moe_dtype dtype, uint64_t seed,
+                              uint32_t expert_index, uint64_t first, size_t n, void *dst);
 
 /* Dense tensors in a fixed order; i counts from 0; returns MOE_ERR_NOT_FOUND past the last. */
 typedef struct xs_synthetic_tensor {
@@ -40,5 +43,7 @@ MOE_MUST_CHECK moe_status xs_synthetic_tensor_at(const moe_model_shape *shape, u
                                                  xs_synthetic_tensor *out, moe_err *err);
 void xs_synthetic_tensor_fill(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
                               void *dst);
+void xs_synthetic_tensor_part(const xs_synthetic_tensor *t, moe_dtype dtype, uint64_t seed,
+                              uint64_t first, size_t n, void *dst);
 
 #endif
