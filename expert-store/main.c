@@ -1,0 +1,59 @@
+/* main.c - program expert-store: settings, then the server. Exit status: 0 after a stop that was
+ * asked for, 1 when it could not start, 2 for wrong settings. */
+#include <stdio.h>
+
+#include "common/log.h"
+#include "expert-store/server.h"
+#include "expert-store/store_config.h"
+
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };
+
+static int fail(const moe_err *err, int code)
+{
+    char text[600];
+    moe_err_format(err, text, sizeof text);
+    fprintf(stderr, "expert-store: %s\n", text);
+    return code;
+}
+
+static int serve(const xs_config *cfg)
+{
+    moe_err err = {0};
+    xs_server *server = NULL;
+    moe_log_set_level((moe_log_level)cfg->log_level);
+    moe_log(MOE_LOG_INFO, "store", "starting", "build=\"%s\" endpoint=%s ram_bytes=%s",
+            moe_build_id, cfg->endpoint, cfg->ram_bytes);
+    moe_status st = xs_server_create(cfg, &server, &err);
+    if (st == MOE_OK) {
+        st = xs_server_run(server, &err);
+    }
+    xs_server_destroy(server);
+    return st == MOE_OK ? 0 : fail(&err, EXIT_FAILED);
+}
+
+int main(int argc, char **argv)
+{
+    static xs_config cfg; /* many strings: off the stack */
+    moe_err err = {0};
+    moe_config_action action = MOE_CONFIG_RUN;
+    moe_status st =
+        moe_config_load(&xs_config_spec, argc, argv, &cfg, NULL, 0, NULL, &action, &err);
+    if (st != MOE_OK) {
+        return fail(&err, EXIT_USAGE);
+    }
+    switch (action) {
+    case MOE_CONFIG_HELP:
+        moe_config_help(&xs_config_spec, stdout);
+        return 0;
+    case MOE_CONFIG_VERSION:
+        printf("expert-store %s\n", moe_build_id);
+        return 0;
+    case MOE_CONFIG_PRINT_CONFIG:
+        moe_config_print(&xs_config_spec, &cfg, stdout);
+        return 0;
+    case MOE_CONFIG_RUN:
+        break;
+    }
+    st = xs_config_check(&cfg, &err);
+    return st == MOE_OK ? serve(&cfg) : fail(&err, EXIT_USAGE);
+}

@@ -1,0 +1,510 @@
+/* server.c - see server.h. One thread, one ppoll; everything that happens is one of: a message, a
+ * read that ended, a re-hashed slot, a signal, a tick. */
+#include "expert-store/server.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "expert-store/handlers.h"
+#include "expert-store/loading.h"
+#include "expert-store/store_state.h"
+
+enum {
+    MESSAGES_PER_TURN = 64, /* then reads get their turn */
+    STARVED_LOOK_US = 200,  /* leases end without a message; about one DMA of an expert */
+    RATE_TICK_MS = 250,
+    LOG_QUIET_S = 1
+};
+
+struct xs_server {
+    xs_store store;
+    int signal_fd;         /* owned; -1 */
+    int64_t next_probe_ns; /* of workers' locks, holds, condemned slots */
+    int64_t next_rate_ns;
+    int64_t stop_by_ns; /* while stopping */
+    bool stop_begun, stop_now;
+};
+
+bool xs_log_limit_pass(xs_log_limit *l, int64_t now_ns, uint64_t *out_suppressed)
+{
+    if (now_ns < l->quiet_until_ns) {
+        l->suppressed++;
+        return false;
+    }
+    *out_suppressed = l->suppressed;
+    l->suppressed = 0;
+    l->quiet_until_ns = now_ns + LOG_QUIET_S * MOE_NS_PER_S;
+    return true;
+}
+
+/* ---- start ---- */
+
+static moe_status open_signals(xs_server *sv, moe_err *err)
+{
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGTERM);
+    sigaddset(&set, SIGINT);
+    int code = pthread_sigmask(SIG_BLOCK, &set, NULL);
+    if (code == 0) {
+        sv->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+        code = sv->signal_fd < 0 ? errno : 0;
+    }
+    return code == 0 ? MOE_OK
+                     : MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code,
+                                       "cannot take signals through a signalfd");
+}
+
+static uint32_t region_mode(const xs_config *cfg)
+{
+    return cfg->allow_uid[0] != '\0' ? 0640 : 0600;
+}
+
+static uint32_t table_mode(const xs_config *cfg)
+{
+    return cfg->allow_uid[0] != '\0' ? 0660 : 0600;
+}
+
+static moe_status open_regions(xs_store *s, moe_err *err)
+{
+    const xs_regions_cfg cfg = {.endpoint_path = s->endpoint_path,
+                                .ram_bytes = s->cfg->ram_bytes,
+                                .max_workers = (uint32_t)s->cfg->max_workers,
+                                .leases_per_worker = s->cfg->leases_per_worker,
+                                .mode = region_mode(s->cfg)};
+    moe_status st = xs_regions_open(&cfg, &s->model, &s->regions, err);
+    if (st == MOE_OK) {
+        s->remove_memory = !s->regions.adopted; /* if the start fails later on */
+    }
+    return st;
+}
+
+static moe_status open_workers(xs_store *s, moe_err *err)
+{
+    xs_workers_cfg cfg = {.board = s->regions.board.base,
+                          .prefix = s->regions.prefix,
+                          .n_experts = s->model.shape.n_experts_total,
+                          .n_blocks = s->model.shape.n_blocks_total,
+                          .max_workers = (uint32_t)s->cfg->max_workers,
+                          .mode = table_mode(s->cfg),
+                          .grace_ns = (int64_t)s->cfg->worker_grace_ms * MOE_NS_PER_MS,
+                          .hold_ns = (int64_t)s->cfg->want_hold_ms * MOE_NS_PER_MS,
+                          .leases = &s->leases};
+    memcpy(cfg.store_uuid, s->model.uuid, sizeof cfg.store_uuid);
+    moe_status st = xs_lease_view_init(&s->leases, cfg.n_experts, cfg.n_blocks, err);
+    if (st == MOE_OK) {
+        st = xs_workers_create(&cfg, &s->workers, err);
+    }
+    return st;
+}
+
+static void close_workers(xs_store *s)
+{
+    xs_workers_destroy(s->workers);
+    s->workers = NULL;
+    xs_lease_view_fini(&s->leases);
+}
+
+static void log_refused(const char *why)
+{
+    moe_log(MOE_LOG_WARN, "store", "memory_not_adopted",
+            "reason=\"%s\" effect=\"experts are read again; workers must say HELLO again\"", why);
+}
+
+/* Memory first, then every lease table in it; a table that cannot be seen spoils the memory. */
+static moe_status open_memory(xs_store *s, int64_t now_ns, moe_err *err)
+{
+    moe_err why = {0};
+    moe_status st = open_regions(s, err);
+    if (st == MOE_OK) {
+        st = open_workers(s, err);
+    }
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (s->regions.refused[0] != '\0') {
+        log_refused(s->regions.refused);
+    }
+    if (!s->regions.adopted || xs_workers_adopt(s->workers, now_ns, &why) == MOE_OK) {
+        return MOE_OK;
+    }
+    log_refused(why.text);
+    close_workers(s);
+    xs_regions_remove(&s->regions);
+    xs_regions_close(&s->regions);
+    st = open_regions(s, err);
+    return st == MOE_OK ? open_workers(s, err) : st;
+}
+
+static void pin_slots(xs_store *s)
+{
+    moe_err err = {0};
+    if (!s->cfg->pin) {
+        return;
+    }
+    s->pinned = moe_shm_lock_pages(&s->regions.slots, &err) == MOE_OK;
+    if (!s->pinned) {
+        moe_log(MOE_LOG_WARN, "store", "not_pinned",
+                "reason=\"%s\" cost=\"slots may be swapped out; workers that cannot pin them copy "
+                "about 6 times slower\"",
+                err.text);
+    }
+}
+
+static moe_status open_reader(xs_store *s, moe_err *err)
+{
+    const xs_reader_cfg cfg = {.catalog = s->model.catalog,
+                               .shape = &s->model.shape,
+                               .synthetic_seed = s->model.seed,
+                               .synthetic_dtype = s->model.expert_dtype,
+                               .slots = s->regions.slots.base,
+                               .slot_bytes = s->model.slot_bytes,
+                               .n_slots = s->regions.n_slots,
+                               .engine = s->model.catalog != NULL ? (xs_engine)s->cfg->engine
+                                                                  : XS_ENGINE_SYNTHETIC,
+                               .direct = s->cfg->direct,
+                               .depth = (uint32_t)s->cfg->depth,
+                               .split_bytes = s->cfg->read_split,
+                               .n_verify_threads = (uint32_t)s->cfg->verify_threads,
+                               .lock_fd = s->lock_fd};
+    moe_status st = xs_reader_create(&cfg, &s->reader, err);
+    if (st == MOE_OK && xs_reader_get_report(s->reader)->note[0] != '\0') {
+        moe_log(MOE_LOG_WARN, "store", "degraded_reads", "reason=\"%s\"",
+                xs_reader_get_report(s->reader)->note);
+    }
+    return st;
+}
+
+static void set_limits(xs_store *s)
+{
+    const xs_limits_cfg cfg = {.n_slots = s->regions.n_slots,
+                               .n_experts = s->model.shape.n_experts_total,
+                               .max_workers = (uint32_t)s->cfg->max_workers,
+                               .slot_bytes = s->model.slot_bytes,
+                               .leases_per_worker = s->cfg->leases_per_worker,
+                               .speculative_bytes = s->cfg->speculative_bytes,
+                               .reader_in_flight = xs_reader_max_in_flight(s->reader)};
+    s->limits = xs_size_limits(&cfg);
+}
+
+/* Pins must leave a slot for each worker and one to read into, unless every expert has its own. */
+static uint32_t max_pinned(const xs_store *s)
+{
+    uint32_t needed = (uint32_t)s->cfg->max_workers + 1;
+    if (s->limits.n_slots >= s->model.shape.n_experts_total) {
+        return s->limits.n_slots;
+    }
+    return s->limits.n_slots > needed ? s->limits.n_slots - needed : 0;
+}
+
+static moe_status open_residency(xs_store *s, int64_t now_ns, moe_err *err)
+{
+    const xs_residency_cfg cfg = {.board = s->regions.board.base,
+                                  .n_experts = s->model.shape.n_experts_total,
+                                  .n_slots = s->limits.n_slots,
+                                  .policy = (xs_evict_policy)s->cfg->evict,
+                                  .predict_keep_ns =
+                                      (int64_t)s->cfg->predict_keep_ms * MOE_NS_PER_MS,
+                                  .max_pinned = max_pinned(s),
+                                  .leases = &s->leases,
+                                  .kill = &s->kill};
+    moe_status st = xs_residency_create(&cfg, &s->residency, err);
+    if (st == MOE_OK) {
+        st = xs_fetch_queue_create(cfg.n_experts, &s->queue, err);
+    }
+    if (st == MOE_OK && s->regions.adopted) {
+        xs_residency_adopt(s->residency, now_ns);
+        st = xs_reverify_create(&s->model, s->regions.slots.base, &s->reverify, err);
+    }
+    if (st == MOE_OK) {
+        xs_workers_attach(s->workers, s->residency, s->limits.lease_capacity);
+    }
+    return st;
+}
+
+static moe_status parse_uid(const char *text, int64_t *out_uid, moe_err *err)
+{
+    char *end = NULL;
+    errno = 0;
+    long long uid = text[0] != '\0' ? strtoll(text, &end, 10) : -1;
+    if (text[0] != '\0' && (*end != '\0' || errno != 0 || uid < 0 || uid > UINT32_MAX)) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "--allow-uid %.40s: expected a numeric user id",
+                        text);
+    }
+    *out_uid = uid;
+    return MOE_OK;
+}
+
+static moe_status bind_sockets(xs_store *s, moe_err *err)
+{
+    char admin[MOE_CFG_STR_BYTES + 8];
+    wire_router_cfg cfg = {.endpoint = s->cfg->endpoint,
+                           .max_message_bytes = WIRE_MAX_REQUEST_BYTES};
+    moe_status st = parse_uid(s->cfg->allow_uid, &cfg.allow_uid, err);
+    if (st == MOE_OK) {
+        st = wire_router_create(&cfg, &s->router, err);
+    }
+    if (st != MOE_OK) {
+        return st;
+    }
+    snprintf(admin, sizeof admin, "%s.admin", s->cfg->endpoint);
+    cfg.endpoint = admin;
+    cfg.allow_uid = -1; /* operators are this user */
+    return wire_router_create(&cfg, &s->admin, err);
+}
+
+static void begin_serving(xs_store *s)
+{
+    moe_board_header *h = xs_store_board(s);
+    s->boot = atomic_fetch_add_explicit(&h->boot, 1, memory_order_acq_rel) + 1;
+    atomic_store_explicit(&h->serving, 1, memory_order_release);
+    s->started_ns = moe_now_ns();
+    s->rate_ns = s->started_ns;
+    s->remove_memory = false; /* from now on a crash leaves it for adoption */
+}
+
+static void log_started(const xs_store *s)
+{
+    const xs_residency_counters *c = xs_residency_get_counters(s->residency);
+    moe_log(MOE_LOG_INFO, "store", "serving",
+            "endpoint=%s model=%s experts=%u slots=%u slot_bytes=%llu boot=%u adopted=%llu "
+            "workers=%u lease_capacity=%u reads=%u pinned=%d",
+            s->cfg->endpoint, s->model.name, s->model.shape.n_experts_total, s->limits.n_slots,
+            (unsigned long long)s->model.slot_bytes, s->boot, (unsigned long long)c->adopted,
+            xs_workers_count(s->workers), s->limits.lease_capacity, s->limits.in_flight, s->pinned);
+}
+
+static moe_status start(xs_server *sv, moe_err *err)
+{
+    xs_store *s = &sv->store;
+    char admin[MOE_CFG_STR_BYTES + 8];
+    snprintf(admin, sizeof admin, "%s.admin", s->cfg->endpoint);
+    /* The longer path first: a path that is too long is said before anything is done. */
+    moe_status st = wire_endpoint_path(admin, s->endpoint_path, sizeof s->endpoint_path, err);
+    if (st == MOE_OK) {
+        st = wire_endpoint_path(s->cfg->endpoint, s->endpoint_path, sizeof s->endpoint_path, err);
+    }
+    if (st == MOE_OK) {
+        st = xs_model_open(s->cfg, &s->model, err);
+    }
+    if (st == MOE_OK) {
+        st = xs_instance_lock(s->cfg->endpoint, s->endpoint_path, &s->lock_fd, err);
+    }
+    if (st == MOE_OK) {
+        st = open_memory(s, moe_now_ns(), err);
+    }
+    if (st != MOE_OK) {
+        return st;
+    }
+    pin_slots(s);
+    st = open_reader(s, err);
+    if (st == MOE_OK) {
+        set_limits(s);
+        st = open_residency(s, moe_now_ns(), err);
+    }
+    if (st == MOE_OK) {
+        st = bind_sockets(s, err);
+    }
+    return st;
+}
+
+moe_status xs_server_create(const xs_config *cfg, xs_server **out, moe_err *err)
+{
+    xs_server *sv = calloc(1, sizeof *sv);
+    if (sv == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "the store's state");
+    }
+    sv->signal_fd = -1;
+    sv->store.cfg = cfg;
+    sv->store.lock_fd = -1;
+    sv->store.regions = XS_REGIONS_NONE;
+    sv->store.kill =
+        (xs_kill_switch){.at = (xs_kill_at)cfg->test_kill_at, .passes_left = cfg->test_kill_after};
+    moe_status st = open_signals(sv, err);
+    if (st == MOE_OK) {
+        st = start(sv, err);
+    }
+    if (st != MOE_OK) {
+        xs_server_destroy(sv);
+        return st;
+    }
+    begin_serving(&sv->store);
+    log_started(&sv->store);
+    *out = sv;
+    return MOE_OK;
+}
+
+void xs_server_destroy(xs_server *sv)
+{
+    if (sv == NULL) {
+        return;
+    }
+    xs_store *s = &sv->store;
+    wire_router_destroy(s->router);
+    wire_router_destroy(s->admin);
+    xs_reader_destroy(s->reader); /* waits for reads; then no slot changes any more */
+    xs_reverify_destroy(s->reverify);
+    xs_fetch_queue_destroy(s->queue);
+    close_workers(s); /* holds name residency's slots: first */
+    xs_residency_destroy(s->residency);
+    if (s->remove_memory && s->regions.board.base != NULL) {
+        xs_regions_remove(&s->regions);
+    }
+    xs_regions_close(&s->regions);
+    xs_model_close(&s->model);
+    if (sv->signal_fd >= 0) {
+        close(sv->signal_fd);
+    }
+    if (s->lock_fd >= 0) {
+        close(s->lock_fd); /* last: whoever gets the lock finds nothing of ours running */
+    }
+    free(sv);
+}
+
+/* ---- the loop ---- */
+
+static bool take_messages(xs_store *s, wire_router *router, xs_channel channel)
+{
+    for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+        wire_peer peer = {0};
+        const void *data = NULL;
+        size_t bytes = 0;
+        if (wire_router_recv(router, &peer, &data, &bytes, NULL) != MOE_OK) {
+            return i > 0;
+        }
+        xs_handle(s, channel, &peer, data, bytes, moe_now_ns());
+    }
+    return true;
+}
+
+static void take_signals(xs_server *sv)
+{
+    struct signalfd_siginfo info;
+    while (read(sv->signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
+        sv->stop_now = sv->store.stopping;
+        sv->store.stopping = true;
+    }
+}
+
+static void look_after_workers(xs_store *s, int64_t now_ns)
+{
+    uint64_t gone = xs_workers_probe(s->workers, now_ns);
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        if ((gone & 1ull << p) != 0) {
+            const xs_worker *w = xs_workers_at(s->workers, p);
+            moe_log(MOE_LOG_INFO, "store", "worker_gone", "worker=%u name=%s pid=%u", w->id,
+                    w->name, w->pid);
+            xs_forget_worker(s, p);
+        }
+    }
+}
+
+static void update_rate(xs_store *s, int64_t now_ns)
+{
+    double seconds = (double)(now_ns - s->rate_ns) / (double)MOE_NS_PER_S;
+    if (seconds <= 0) {
+        return;
+    }
+    uint64_t bytes = xs_reader_get_counters(s->reader)->read_bytes;
+    double weight = seconds < 2 ? seconds / 2 : 1; /* a time constant of about 2 s */
+    s->read_rate += weight * ((double)(bytes - s->rate_bytes) / seconds - s->read_rate);
+    s->rate_bytes = bytes;
+    s->rate_ns = now_ns;
+}
+
+static void tick(xs_server *sv, int64_t now_ns)
+{
+    xs_store *s = &sv->store;
+    if (now_ns >= sv->next_probe_ns) {
+        sv->next_probe_ns = now_ns + (int64_t)s->cfg->worker_probe_ms * MOE_NS_PER_MS;
+        look_after_workers(s, now_ns);
+        (void)xs_workers_settle(s->workers, now_ns);
+        (void)xs_residency_sweep(s->residency);
+    }
+    if (now_ns >= sv->next_rate_ns) {
+        sv->next_rate_ns = now_ns + RATE_TICK_MS * MOE_NS_PER_MS;
+        update_rate(s, now_ns);
+    }
+}
+
+static void begin_stop(xs_server *sv, int64_t now_ns)
+{
+    xs_store *s = &sv->store;
+    sv->stop_begun = true;
+    sv->stop_by_ns = now_ns + (int64_t)s->cfg->drain_ms * MOE_NS_PER_MS;
+    atomic_store_explicit(&xs_store_board(s)->serving, 0, memory_order_release);
+    xs_loading_abandon(s);
+    moe_log(MOE_LOG_INFO, "store", "stopping", "reads_in_flight=%u", s->n_in_flight);
+}
+
+/* One look at everything; false when nothing was there. */
+static bool turn(xs_server *sv)
+{
+    xs_store *s = &sv->store;
+    bool busy = take_messages(s, s->router, XS_CHANNEL_WORKERS);
+    busy |= take_messages(s, s->admin, XS_CHANNEL_ADMIN);
+    take_signals(sv);
+    int64_t now_ns = moe_now_ns();
+    busy |= xs_loading_harvest(s, now_ns);
+    xs_loading_reverify(s, now_ns);
+    tick(sv, now_ns);
+    if (s->stopping && !sv->stop_begun) {
+        begin_stop(sv, now_ns);
+        busy = true;
+    }
+    if (s->starved) {
+        (void)xs_workers_settle(s->workers, now_ns);
+        (void)xs_residency_sweep(s->residency);
+    }
+    xs_loading_start(s, now_ns);
+    return busy;
+}
+
+static void wait_for_events(xs_server *sv)
+{
+    xs_store *s = &sv->store;
+    struct pollfd fds[] = {
+        {.fd = wire_router_fd(s->router), .events = POLLIN},
+        {.fd = wire_router_fd(s->admin), .events = POLLIN},
+        {.fd = xs_reader_fd(s->reader), .events = POLLIN},
+        {.fd = sv->signal_fd, .events = POLLIN},
+        {.fd = s->reverify != NULL ? xs_reverify_fd(s->reverify) : -1, .events = POLLIN}};
+    int64_t now_ns = moe_now_ns();
+    int64_t until_ns = sv->next_probe_ns < sv->next_rate_ns ? sv->next_probe_ns : sv->next_rate_ns;
+    if (s->starved && now_ns + STARVED_LOOK_US * MOE_NS_PER_US < until_ns) {
+        until_ns = now_ns + STARVED_LOOK_US * MOE_NS_PER_US;
+    }
+    int64_t wait_ns = until_ns > now_ns ? until_ns - now_ns : 0;
+    const struct timespec timeout = {.tv_sec = wait_ns / MOE_NS_PER_S,
+                                     .tv_nsec = wait_ns % MOE_NS_PER_S};
+    (void)ppoll(fds, sizeof fds / sizeof fds[0], &timeout, NULL); /* turn looks at all of them */
+}
+
+static bool may_end(const xs_server *sv)
+{
+    return sv->stop_now ||
+           (sv->stop_begun && (sv->store.n_in_flight == 0 || moe_now_ns() >= sv->stop_by_ns));
+}
+
+moe_status xs_server_run(xs_server *sv, moe_err *err)
+{
+    (void)err;
+    while (!may_end(sv)) {
+        /* Sockets signal edges only, and sending consumes them too: wait only after a turn in
+         * which nothing was received and so nothing was sent. */
+        if (!turn(sv)) {
+            wait_for_events(sv);
+        }
+    }
+    sv->store.remove_memory = !sv->store.cfg->keep_memory;
+    moe_log(MOE_LOG_INFO, "store", "stopped", "memory=%s",
+            sv->store.cfg->keep_memory ? "kept" : "removed");
+    return MOE_OK;
+}

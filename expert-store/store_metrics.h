@@ -1,0 +1,16 @@
+/* store_metrics.h - the list of samples that STATS answers with; names and HELP texts live here.
+ * Threads: the store's event loop; reads workers' counters while they change.
+ */
+#ifndef XS_STORE_METRICS_H
+#define XS_STORE_METRICS_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "common/metrics.h"
+#include "expert-store/store_state.h"
+
+/* Appends to an initialised list. per_block adds samples with a block="enc0" label. */
+void xs_store_metrics(xs_store *s, bool per_block, int64_t now_ns, moe_metrics *out);
+
+#endif

@@ -1,0 +1,451 @@
+/* workers.c - see workers.h. */
+#include "expert-store/workers.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+
+#include "expert-store/regions.h"
+
+struct xs_workers {
+    xs_workers_cfg cfg;
+    xs_residency *residency; /* borrowed; NULL until attach */
+    xs_worker at[MOE_BOARD_MAX_WORKERS];
+    uint32_t next_id;
+    xs_workers_counters counters;
+};
+
+static _Atomic uint32_t *registry_id(const xs_workers *ws, uint32_t place)
+{
+    moe_board_header *h = ws->cfg.board;
+    return &h->registry[place].worker_id;
+}
+
+moe_status xs_workers_create(const xs_workers_cfg *cfg, xs_workers **out, moe_err *err)
+{
+    MOE_ASSERT(cfg->max_workers > 0 && cfg->max_workers <= XS_OPERATOR_PLACE);
+    xs_workers *ws = calloc(1, sizeof *ws);
+    if (ws == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "table of workers");
+    }
+    ws->cfg = *cfg;
+    ws->next_id = 1;
+    *out = ws;
+    return MOE_OK;
+}
+
+/* Forgets the mapping; the table's name and its registry entry stay. */
+static void detach(xs_workers *ws, uint32_t place)
+{
+    xs_worker *w = &ws->at[place];
+    if (ws->cfg.leases->at[place].table != NULL) {
+        xs_lease_view_remove(ws->cfg.leases, place);
+    }
+    moe_shm_close(&w->table);
+    free(w->asks);
+    *w = (xs_worker){.table = MOE_SHM_REGION_NONE};
+}
+
+void xs_workers_destroy(xs_workers *ws)
+{
+    if (ws == NULL) {
+        return;
+    }
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        if (ws->at[p].id != 0) {
+            detach(ws, p);
+        }
+    }
+    free(ws);
+}
+
+void xs_workers_attach(xs_workers *ws, xs_residency *residency, uint32_t lease_capacity)
+{
+    ws->residency = residency;
+    ws->cfg.lease_capacity = lease_capacity;
+}
+
+/* ---- liveness ---- */
+
+/* The store asks for the lock in passing: nobody else wants a shared one. */
+static bool holds_flock(const moe_shm_region *table)
+{
+    int rc = 0;
+    do {
+        rc = flock(table->fd, LOCK_SH | LOCK_NB);
+    } while (rc != 0 && errno == EINTR);
+    if (rc == 0) {
+        flock(table->fd, LOCK_UN);
+        return false;
+    }
+    return errno == EWOULDBLOCK;
+}
+
+uint64_t xs_workers_probe(xs_workers *ws, int64_t now_ns)
+{
+    uint64_t gone = 0;
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        xs_worker *w = &ws->at[p];
+        if (w->id == 0) {
+            continue;
+        }
+        if (holds_flock(&w->table)) {
+            w->locked = true;
+        } else if (w->locked || now_ns - w->joined_ns > ws->cfg.grace_ns) {
+            gone |= 1ull << p;
+        }
+    }
+    return gone;
+}
+
+/* ---- joining ---- */
+
+static xs_lease_geometry geometry_of(const xs_workers *ws, uint32_t id)
+{
+    xs_lease_geometry g = {.worker_id = id,
+                           .capacity = ws->cfg.lease_capacity,
+                           .n_experts = ws->cfg.n_experts,
+                           .n_blocks = ws->cfg.n_blocks};
+    memcpy(g.store_uuid, ws->cfg.store_uuid, sizeof g.store_uuid);
+    return g;
+}
+
+static moe_status settle_in(xs_workers *ws, uint32_t place, uint32_t id, moe_shm_region *table,
+                            uint32_t capacity, moe_err *err)
+{
+    xs_ask *asks = calloc(XS_MAX_ASKS, sizeof *asks);
+    if (asks == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "asks of worker %u", id);
+    }
+    ws->at[place] = (xs_worker){.id = id, .table = *table, .capacity = capacity, .asks = asks};
+    *table = MOE_SHM_REGION_NONE;
+    xs_lease_view_add(ws->cfg.leases, place, ws->at[place].table.base, capacity);
+    if (id >= ws->next_id) {
+        ws->next_id = id + 1;
+    }
+    return MOE_OK;
+}
+
+static moe_status create_table(xs_workers *ws, uint32_t place, moe_err *err)
+{
+    char name[MOE_SHM_NAME_BYTES];
+    moe_shm_region table = MOE_SHM_REGION_NONE;
+    const xs_lease_geometry g = geometry_of(ws, ws->next_id);
+    xs_lease_region_name(ws->cfg.prefix, g.worker_id, name);
+    moe_shm_unlink(name); /* of a store that died before it was registered */
+    moe_status st = moe_shm_create(name, moe_lease_table_bytes(g.capacity, g.n_experts, g.n_blocks),
+                                   ws->cfg.mode, &table, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    xs_lease_table_format(table.base, &g);
+    st = settle_in(ws, place, g.worker_id, &table, g.capacity, err);
+    if (st != MOE_OK) {
+        moe_shm_close(&table);
+        moe_shm_unlink(name);
+        return st;
+    }
+    /* release: an adopting store that sees the id finds a finished table. */
+    atomic_store_explicit(registry_id(ws, place), g.worker_id, memory_order_release);
+    ws->counters.joined++;
+    return MOE_OK;
+}
+
+static bool same_peer(const wire_peer *a, const wire_peer *b)
+{
+    return a->id_bytes != 0 && a->id_bytes == b->id_bytes && memcmp(a->id, b->id, a->id_bytes) == 0;
+}
+
+int xs_workers_find(const xs_workers *ws, const wire_peer *peer)
+{
+    for (uint32_t p = 0; p < ws->cfg.max_workers; p++) {
+        if (ws->at[p].id != 0 && same_peer(&ws->at[p].peer, peer)) {
+            return (int)p;
+        }
+    }
+    return -1;
+}
+
+static uint32_t table_pid(const xs_worker *w)
+{
+    const moe_lease_header *h = w->table.base;
+    return atomic_load_explicit(&h->pid, memory_order_relaxed);
+}
+
+/* The place of the worker that `hello` says it is; -1: none that it may have. */
+static int claimed_place(const xs_workers *ws, const wire_hello *hello, const wire_peer *peer)
+{
+    uint32_t pid = peer->pid != 0 ? peer->pid : hello->pid;
+    for (uint32_t p = 0; p < ws->cfg.max_workers && hello->worker_id != 0; p++) {
+        const xs_worker *w = &ws->at[p];
+        if (w->id == hello->worker_id) {
+            bool its_own = pid != 0 && (w->pid == pid || table_pid(w) == pid);
+            return its_own || !holds_flock(&w->table) ? (int)p : -1;
+        }
+    }
+    return -1;
+}
+
+/* A table nobody locks belongs to no process: what it leased is over. */
+static void clear_stale_leases(const xs_worker *w)
+{
+    if (holds_flock(&w->table)) {
+        return;
+    }
+    _Atomic uint64_t *words = moe_lease_words(w->table.base);
+    for (uint32_t i = 0; i < w->capacity; i++) {
+        atomic_store_explicit(&words[i], 0, memory_order_release);
+    }
+}
+
+static int free_place(const xs_workers *ws)
+{
+    for (uint32_t p = 0; p < ws->cfg.max_workers; p++) {
+        if (ws->at[p].id == 0) {
+            return (int)p;
+        }
+    }
+    return -1;
+}
+
+moe_status xs_workers_join(xs_workers *ws, const wire_hello *hello, const wire_peer *peer,
+                           int64_t now_ns, uint32_t *out_place, moe_err *err)
+{
+    int place = xs_workers_find(ws, peer);
+    bool known = place >= 0;
+    if (!known) {
+        place = claimed_place(ws, hello, peer);
+        if (place >= 0) {
+            clear_stale_leases(&ws->at[place]);
+            ws->counters.rejoined++;
+            known = true;
+        }
+    }
+    if (!known) {
+        place = free_place(ws);
+        if (place < 0) {
+            return MOE_FAIL(err, MOE_ERR_LIMIT,
+                            "%u workers are served already: stop one, or start the store with a "
+                            "larger --max-workers",
+                            ws->cfg.max_workers);
+        }
+        moe_status st = create_table(ws, (uint32_t)place, err);
+        if (st != MOE_OK) {
+            return st;
+        }
+    }
+    xs_worker *w = &ws->at[place];
+    w->peer = *peer;
+    w->pid = peer->pid != 0 ? peer->pid : hello->pid;
+    memcpy(w->name, hello->name, sizeof w->name);
+    w->joined_ns = now_ns;
+    w->locked = false; /* seen again by the next probe */
+    *out_place = (uint32_t)place;
+    return MOE_OK;
+}
+
+xs_worker *xs_workers_at(xs_workers *ws, uint32_t place)
+{
+    MOE_ASSERT(place < MOE_BOARD_MAX_WORKERS);
+    return ws->at[place].id != 0 ? &ws->at[place] : NULL;
+}
+
+uint32_t xs_workers_count(const xs_workers *ws)
+{
+    uint32_t n = 0;
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        n += ws->at[p].id != 0;
+    }
+    return n;
+}
+
+void xs_workers_remove(xs_workers *ws, uint32_t place)
+{
+    char name[MOE_SHM_NAME_BYTES];
+    xs_worker *w = &ws->at[place];
+    MOE_ASSERT(w->id != 0);
+    xs_workers_cancel(ws, place, UINT64_MAX, NULL, 0);
+    memcpy(name, w->table.name, sizeof name);
+    atomic_store_explicit(registry_id(ws, place), 0, memory_order_release);
+    detach(ws, place);
+    moe_shm_unlink(name);
+    ws->counters.gone++;
+}
+
+/* ---- adoption ---- */
+
+static moe_status adopt_table(xs_workers *ws, uint32_t place, uint32_t id, int64_t now_ns,
+                              moe_err *err)
+{
+    char name[MOE_SHM_NAME_BYTES];
+    moe_shm_region table = MOE_SHM_REGION_NONE;
+    uint32_t capacity = 0;
+    const xs_lease_geometry g = geometry_of(ws, id);
+    xs_lease_region_name(ws->cfg.prefix, id, name);
+    moe_status st = moe_shm_open(name, true, &table, err);
+    if (st == MOE_OK) {
+        st = xs_lease_table_check(table.base, table.bytes, &g, &capacity, err);
+    }
+    if (st == MOE_OK) {
+        st = settle_in(ws, place, id, &table, capacity, err);
+    }
+    if (st == MOE_OK) {
+        ws->at[place].joined_ns = now_ns;
+        ws->counters.adopted++;
+        return MOE_OK;
+    }
+    if (table.base != NULL && holds_flock(&table)) {
+        moe_shm_close(&table);
+        return st;
+    }
+    moe_shm_close(&table);
+    moe_shm_unlink(name);
+    atomic_store_explicit(registry_id(ws, place), 0, memory_order_release);
+    return MOE_OK;
+}
+
+moe_status xs_workers_adopt(xs_workers *ws, int64_t now_ns, moe_err *err)
+{
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        uint32_t id = atomic_load_explicit(registry_id(ws, p), memory_order_acquire);
+        if (id == 0) {
+            continue;
+        }
+        moe_status st = adopt_table(ws, p, id, now_ns, err);
+        if (st != MOE_OK) {
+            return st;
+        }
+    }
+    return MOE_OK;
+}
+
+/* ---- asks ---- */
+
+xs_ask *xs_workers_find_ask(xs_workers *ws, uint32_t place, uint32_t expert)
+{
+    xs_worker *w = &ws->at[place];
+    for (uint32_t i = 0; i < w->n_asks; i++) {
+        if (w->asks[i].expert == expert) {
+            return &w->asks[i];
+        }
+    }
+    return NULL;
+}
+
+moe_status xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
+                          int64_t now_ns, bool *out_new, moe_err *err)
+{
+    xs_worker *w = &ws->at[place];
+    xs_ask *ask = xs_workers_find_ask(ws, place, expert);
+    if (ask != NULL) {
+        ask->step = step > ask->step ? step : ask->step;
+        *out_new = false;
+        return MOE_OK;
+    }
+    if (w->n_asks == XS_MAX_ASKS) {
+        return MOE_FAIL(err, MOE_ERR_LIMIT, "%u wanted experts are outstanding", w->n_asks);
+    }
+    w->asks[w->n_asks++] = (xs_ask){.expert = expert, .step = step, .asked_ns = now_ns};
+    *out_new = true;
+    return MOE_OK;
+}
+
+void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot, int64_t now_ns)
+{
+    xs_worker *w = &ws->at[place];
+    if (ask->held && ask->slot != slot) { /* it was condemned and loaded again elsewhere */
+        xs_residency_release_hold(ws->residency, ask->slot);
+        ask->held = false;
+        w->n_held--;
+    }
+    if (ask->held) {
+        ask->give_up_ns = now_ns + ws->cfg.hold_ns;
+        return;
+    }
+    if (w->n_held >= w->capacity) {
+        xs_workers_end_ask(ws, place, ask);
+        return;
+    }
+    ask->held = true;
+    ask->slot = slot;
+    ask->give_up_ns = now_ns + ws->cfg.hold_ns;
+    ask->uses_at_hold = xs_lease_entry_uses(&ws->cfg.leases->at[place], ask->expert);
+    w->n_held++;
+    xs_residency_hold(ws->residency, slot);
+}
+
+void xs_workers_end_ask(xs_workers *ws, uint32_t place, xs_ask *ask)
+{
+    xs_worker *w = &ws->at[place];
+    if (ask->held) {
+        w->n_held--;
+        xs_residency_release_hold(ws->residency, ask->slot);
+    }
+    *ask = w->asks[--w->n_asks];
+}
+
+static bool named(uint32_t expert, const uint32_t *experts, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        if (experts[i] == expert) {
+            return true;
+        }
+    }
+    return n == 0;
+}
+
+void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step, const uint32_t *experts,
+                       uint32_t n_experts)
+{
+    xs_worker *w = &ws->at[place];
+    for (uint32_t i = w->n_asks; i > 0; i--) {
+        xs_ask *ask = &w->asks[i - 1];
+        if (ask->step <= step && named(ask->expert, experts, n_experts)) {
+            xs_workers_end_ask(ws, place, ask);
+        }
+    }
+}
+
+/* Leased now, or used since: the lease may have come and gone between two looks. */
+static bool was_leased(const xs_workers *ws, uint32_t place, const xs_ask *ask)
+{
+    const xs_lease_entry *e = &ws->cfg.leases->at[place];
+    return xs_lease_entry_uses(e, ask->expert) != ask->uses_at_hold ||
+           xs_lease_entry_names_slot(e, ask->slot);
+}
+
+static uint32_t settle_one(xs_workers *ws, uint32_t place, int64_t now_ns)
+{
+    xs_worker *w = &ws->at[place];
+    uint32_t n_ended = 0;
+    for (uint32_t i = w->n_asks; i > 0 && w->n_held > 0; i--) {
+        xs_ask *ask = &w->asks[i - 1];
+        if (!ask->held) {
+            continue;
+        }
+        bool leased = was_leased(ws, place, ask);
+        if (leased || now_ns >= ask->give_up_ns) {
+            ws->counters.hold_timeouts += !leased;
+            xs_workers_end_ask(ws, place, ask);
+            n_ended++;
+        }
+    }
+    return n_ended;
+}
+
+uint32_t xs_workers_settle(xs_workers *ws, int64_t now_ns)
+{
+    uint32_t n_ended = 0;
+    for (uint32_t p = 0; p < ws->cfg.max_workers; p++) {
+        if (ws->at[p].id != 0) {
+            n_ended += settle_one(ws, p, now_ns);
+        }
+    }
+    return n_ended;
+}
+
+const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws)
+{
+    return &ws->counters;
+}
