@@ -26,6 +26,7 @@ static void send_out(xs_store *s, xs_channel channel, const wire_peer *peer)
         st = wire_router_send(router, peer, buffer.data, buffer.bytes, NULL);
     }
     s->counters.replies_dropped += st != MOE_OK;
+    s->last_send_ns = moe_now_ns();
     wire_buffer_fini(&buffer);
 }
 
@@ -106,11 +107,20 @@ static moe_status find_worker(const xs_store *s, const origin *from, uint32_t *o
 {
     int place = xs_workers_find(s->workers, from->peer);
     if (place < 0) {
-        return MOE_FAIL(err, MOE_ERR_DISCONNECTED, "%s from a peer that has not said HELLO",
+        return MOE_FAIL(err, MOE_ERR_INVALID, "%s from a peer that has not said HELLO",
                         wire_kind_name(s->in.h.kind));
     }
     *out_place = (uint32_t)place;
     return MOE_OK;
+}
+
+/* Later predictions of an earlier step are stale. */
+static void note_step(xs_store *s, uint32_t place)
+{
+    xs_worker *w = xs_workers_at(s->workers, place);
+    if (s->in.h.step > w->last_step) {
+        w->last_step = s->in.h.step;
+    }
 }
 
 static moe_status check_running(const xs_store *s, moe_err *err)
@@ -230,6 +240,9 @@ static moe_status on_want(xs_store *s, const origin *from, moe_err *err)
         refuse_wants(s, place, m);
         return MOE_OK;
     }
+    if (st == MOE_OK) {
+        note_step(s, place);
+    }
     for (uint32_t i = 0; i < m->n && st == MOE_OK; i++) {
         bool is_new = false;
         st =
@@ -258,7 +271,7 @@ static moe_status on_predict(xs_store *s, const origin *from, moe_err *err)
         s->counters.predictions_stale++;
         return MOE_OK;
     }
-    w->last_step = m->h.step;
+    note_step(s, place);
     xs_fetch_class cls = m->distance <= 1 ? XS_FETCH_NEAR : XS_FETCH_FAR;
     for (uint32_t i = 0; i < m->n; i++) {
         moe_board_state state = xs_residency_state(s->residency, m->experts[i]);
@@ -278,7 +291,10 @@ static moe_status on_cancel(xs_store *s, const origin *from, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    xs_workers_cancel(s->workers, place, s->in.h.step, NULL, 0);
+    if (s->in.h.step != UINT64_MAX) { /* that is "everything so far", not a step */
+        note_step(s, place);
+    }
+    xs_workers_cancel(s->workers, place, s->in.h.step);
     s->counters.cancelled += xs_fetch_queue_cancel(s->queue, place, s->in.h.step);
     return MOE_OK;
 }
@@ -427,7 +443,7 @@ static moe_status find_handler(const xs_store *s, xs_channel channel, handler *o
         return MOE_OK;
     }
     if (r->admin != NULL) {
-        return MOE_FAIL(err, MOE_ERR_PERMISSION, "%s is for operators: send it to %s.admin",
+        return MOE_FAIL(err, MOE_ERR_UNSUPPORTED, "%s is for operators: send it to %s.admin",
                         wire_kind_name(kind), s->cfg->endpoint);
     }
     return MOE_FAIL(err, MOE_ERR_UNSUPPORTED, "%s is nothing to send to %s", wire_kind_name(kind),

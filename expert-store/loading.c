@@ -30,6 +30,9 @@ static bool is_void(xs_store *s, uint32_t expert, xs_fetch_class cls, int64_t no
     if (state == MOE_BOARD_READY || state == MOE_BOARD_LOADING) {
         return true;
     }
+    if (s->stopping && is_speculative(cls)) {
+        return true;
+    }
     bool predicted = cls == XS_FETCH_NEAR || cls == XS_FETCH_FAR;
     if (predicted && !xs_residency_is_predicted(s->residency, expert, now_ns)) {
         s->counters.predictions_expired++;
@@ -64,7 +67,7 @@ void xs_loading_start(xs_store *s, int64_t now_ns)
     xs_fetch_class cls = XS_FETCH_WARM;
     int64_t asked_ns = 0;
     s->starved = false;
-    while (!s->stopping && xs_fetch_queue_peek(s->queue, &expert, &cls, &asked_ns)) {
+    while (xs_fetch_queue_peek(s->queue, &expert, &cls, &asked_ns)) {
         if (!is_void(s, expert, cls, now_ns)) {
             if (!may_start(s, cls)) {
                 return; /* a completion brings us back */
@@ -188,25 +191,23 @@ void xs_loading_reverify(xs_store *s, int64_t now_ns)
 
 /* ---- stopping ---- */
 
+bool xs_loading_is_idle(const xs_store *s)
+{
+    return s->n_in_flight == 0 && xs_fetch_queue_length(s->queue, XS_FETCH_DEMAND) == 0;
+}
+
 static void refuse_waiting(xs_store *s, uint32_t place)
 {
     xs_worker *w = xs_workers_at(s->workers, place);
     for (uint32_t i = w->n_asks; i > 0; i--) {
-        xs_ask *ask = &w->asks[i - 1];
-        if (!ask->held && xs_residency_state(s->residency, ask->expert) != MOE_BOARD_LOADING) {
-            fail_ask(s, place, ask, MOE_ERR_CANCELLED, "this store is stopping");
+        if (!w->asks[i - 1].held) {
+            fail_ask(s, place, &w->asks[i - 1], MOE_ERR_CANCELLED, "this store is stopping");
         }
     }
 }
 
 void xs_loading_abandon(xs_store *s)
 {
-    uint32_t expert = 0;
-    xs_fetch_class cls = XS_FETCH_WARM;
-    int64_t asked_ns = 0;
-    while (xs_fetch_queue_peek(s->queue, &expert, &cls, &asked_ns)) {
-        (void)xs_fetch_queue_remove(s->queue, expert);
-    }
     for (uint32_t p = 0; p < XS_OPERATOR_PLACE; p++) {
         if (xs_workers_at(s->workers, p) != NULL) {
             refuse_waiting(s, p);

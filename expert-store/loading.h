@@ -5,8 +5,8 @@
  *
  * Speculative reads are bounded (limits.speculative_in_flight), because a read at the drive cannot
  * be recalled when a WANT comes.
- * Threads: the store's event loop. At a stop server.c sets `stopping`: nothing starts any more,
- * what is in flight is finished, and xs_loading_abandon answers the rest.
+ * Threads: the store's event loop. At a stop server.c sets `stopping`: only what WANTs asked for is
+ * still read; server.c waits until all is idle or its patience ends, then tells the rest.
  */
 #ifndef XS_LOADING_H
 #define XS_LOADING_H
@@ -21,7 +21,9 @@ void xs_loading_start(xs_store *s, int64_t now_ns);
 bool xs_loading_harvest(xs_store *s, int64_t now_ns);
 /* Hands the next adopted slot to the re-hashing thread, or takes its verdict. */
 void xs_loading_reverify(xs_store *s, int64_t now_ns);
-/* Empties the queue and tells those who wait that this store stops. */
+/* Nothing is in flight, and nothing that a WANT asked for is queued. */
+bool xs_loading_is_idle(const xs_store *s);
+/* Tells those who still wait that this store stops. */
 void xs_loading_abandon(xs_store *s);
 
 #endif

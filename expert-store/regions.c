@@ -9,8 +9,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <sys/sysinfo.h>
 #include <unistd.h>
 
 #include "common/bytes.h"
@@ -18,6 +16,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "expert-store/dense.h"
+#include "expert-store/machine.h"
 #include "expert-store/residency.h"
 #include "proto/board.h"
 
@@ -230,49 +229,18 @@ xs_limits xs_size_limits(const xs_limits_cfg *c)
     return l;
 }
 
-static uint64_t total_ram(void)
-{
-    struct sysinfo info = {0};
-    return sysinfo(&info) == 0 ? (uint64_t)info.totalram * info.mem_unit : UINT64_MAX;
-}
-
-/* MemAvailable of /proc/meminfo; without it, no bound. */
-static uint64_t available_ram(void)
-{
-    char *text = NULL;
-    size_t bytes = 0;
-    uint64_t kib = UINT64_MAX >> 10;
-    if (moe_file_read("/proc/meminfo", 1 << 20, &text, &bytes, NULL) == MOE_OK) {
-        const char *at = strstr(text, "MemAvailable:");
-        if (at != NULL) {
-            kib = strtoull(at + strlen("MemAvailable:"), NULL, 10);
-        }
-    }
-    free(text);
-    return kib << 10;
-}
-
-static uint64_t free_shm(void)
-{
-    struct statvfs fs = {0};
-    if (statvfs("/dev/shm", &fs) != 0 || fs.f_blocks == 0) {
-        return UINT64_MAX;
-    }
-    return (uint64_t)fs.f_bavail * fs.f_frsize;
-}
-
 /* reusable: bytes that this start would take over or give back first. */
 static moe_status size_slots(const xs_regions_cfg *cfg, const xs_model *m, uint64_t reusable,
                              uint32_t *out_n_slots, moe_err *err)
 {
-    uint64_t shm = free_shm();
-    uint64_t ram = available_ram();
+    uint64_t shm = xs_free_shm();
+    uint64_t ram = xs_available_ram();
     xs_sizing s = {.ram_bytes = cfg->ram_bytes,
                    .slot_bytes = m->slot_bytes,
                    .n_experts = m->shape.n_experts_total,
                    .max_workers = cfg->max_workers,
                    .leases_per_worker = cfg->leases_per_worker,
-                   .total_ram = total_ram(),
+                   .total_ram = xs_total_ram(),
                    .available_ram = shm < ram ? shm : ram};
     if (!moe_add_u64(s.available_ram, reusable, &s.available_ram)) {
         s.available_ram = UINT64_MAX;

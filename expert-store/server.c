@@ -20,7 +20,8 @@ enum {
     MESSAGES_PER_TURN = 64, /* then reads get their turn */
     STARVED_LOOK_US = 200,  /* leases end without a message; about one DMA of an expert */
     RATE_TICK_MS = 250,
-    LOG_QUIET_S = 1
+    LOG_QUIET_S = 1,
+    FLUSH_MS = 50 /* what a socket has not sent when it closes is lost */
 };
 
 struct xs_server {
@@ -254,10 +255,10 @@ static moe_status bind_sockets(xs_store *s, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    snprintf(admin, sizeof admin, "%s.admin", s->cfg->endpoint);
     cfg.endpoint = admin;
     cfg.allow_uid = -1; /* operators are this user */
-    return wire_router_create(&cfg, &s->admin, err);
+    st = wire_admin_endpoint(s->cfg->endpoint, admin, sizeof admin, err);
+    return st == MOE_OK ? wire_router_create(&cfg, &s->admin, err) : st;
 }
 
 static void begin_serving(xs_store *s)
@@ -285,9 +286,8 @@ static moe_status start(xs_server *sv, moe_err *err)
 {
     xs_store *s = &sv->store;
     char admin[MOE_CFG_STR_BYTES + 8];
-    snprintf(admin, sizeof admin, "%s.admin", s->cfg->endpoint);
-    /* The longer path first: a path that is too long is said before anything is done. */
-    moe_status st = wire_endpoint_path(admin, s->endpoint_path, sizeof s->endpoint_path, err);
+    /* The longer one first: a path that is too long is said before anything is done. */
+    moe_status st = wire_admin_endpoint(s->cfg->endpoint, admin, sizeof admin, err);
     if (st == MOE_OK) {
         st = wire_endpoint_path(s->cfg->endpoint, s->endpoint_path, sizeof s->endpoint_path, err);
     }
@@ -440,7 +440,6 @@ static void begin_stop(xs_server *sv, int64_t now_ns)
     sv->stop_begun = true;
     sv->stop_by_ns = now_ns + (int64_t)s->cfg->drain_ms * MOE_NS_PER_MS;
     atomic_store_explicit(&xs_store_board(s)->serving, 0, memory_order_release);
-    xs_loading_abandon(s);
     moe_log(MOE_LOG_INFO, "store", "stopping", "reads_in_flight=%u", s->n_in_flight);
 }
 
@@ -457,7 +456,6 @@ static bool turn(xs_server *sv)
     tick(sv, now_ns);
     if (s->stopping && !sv->stop_begun) {
         begin_stop(sv, now_ns);
-        busy = true;
     }
     if (s->starved) {
         (void)xs_workers_settle(s->workers, now_ns);
@@ -490,7 +488,16 @@ static void wait_for_events(xs_server *sv)
 static bool may_end(const xs_server *sv)
 {
     return sv->stop_now ||
-           (sv->stop_begun && (sv->store.n_in_flight == 0 || moe_now_ns() >= sv->stop_by_ns));
+           (sv->stop_begun && (xs_loading_is_idle(&sv->store) || moe_now_ns() >= sv->stop_by_ns));
+}
+
+/* Answers that were given leave before the sockets close. */
+static void flush_answers(const xs_store *s)
+{
+    int64_t left_ns = s->last_send_ns + FLUSH_MS * MOE_NS_PER_MS - moe_now_ns();
+    if (left_ns > 0) {
+        moe_sleep_ns(left_ns);
+    }
 }
 
 moe_status xs_server_run(xs_server *sv, moe_err *err)
@@ -503,6 +510,8 @@ moe_status xs_server_run(xs_server *sv, moe_err *err)
             wait_for_events(sv);
         }
     }
+    xs_loading_abandon(&sv->store);
+    flush_answers(&sv->store);
     sv->store.remove_memory = !sv->store.cfg->keep_memory;
     moe_log(MOE_LOG_INFO, "store", "stopped", "memory=%s",
             sv->store.cfg->keep_memory ? "kept" : "removed");

@@ -1,14 +1,10 @@
 /* store_metrics.c - see store_metrics.h. Counters end in _total; seconds and bytes are unscaled. */
 #include "expert-store/store_metrics.h"
 
-#include <math.h>
 #include <stddef.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "common/clock.h"
-#include "common/file.h"
+#include "expert-store/machine.h"
 
 typedef struct list {
     moe_metrics *out; /* borrowed */
@@ -47,19 +43,6 @@ static uint64_t load(const _Atomic uint64_t *v)
 
 /* ---- the process ---- */
 
-static double resident_bytes(void)
-{
-    char *text = NULL;
-    size_t bytes = 0;
-    double pages = NAN;
-    if (moe_file_read("/proc/self/statm", 4096, &text, &bytes, NULL) == MOE_OK) {
-        char *second = strchr(text, ' ');
-        pages = second != NULL ? strtod(second, NULL) : NAN;
-    }
-    free(text);
-    return pages * (double)sysconf(_SC_PAGESIZE);
-}
-
 static void add_process(const list *l, const xs_store *s, int64_t now_ns)
 {
     gauge(l, "pregate_store_uptime_seconds", "Time since this process began to serve",
@@ -69,7 +52,7 @@ static void add_process(const list *l, const xs_store *s, int64_t now_ns)
     gauge(l, "pregate_store_stopping", "1 while reads in flight are finished before a stop",
           s->stopping);
     gauge(l, "pregate_store_process_resident_bytes", "Resident set of the process, slots included",
-          resident_bytes());
+          (double)xs_resident_bytes());
     labelled(l, MOE_METRIC_GAUGE, "pregate_store_info", "Always 1; the model is the label", 1,
              "model", s->model.name);
 }

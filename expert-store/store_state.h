@@ -68,7 +68,8 @@ typedef struct xs_store {
 
     uint32_t boot;
     int64_t started_ns;
-    bool stopping;          /* finish what is in flight, start nothing */
+    int64_t last_send_ns;
+    bool stopping;          /* finish what WANTs asked for, take nothing new */
     bool starved;           /* a load waits for a slot: look again soon */
     uint32_t n_speculative; /* experts in flight for predictions and warm-up */
     uint32_t n_in_flight;

@@ -173,18 +173,27 @@ static uint32_t table_pid(const xs_worker *w)
     return atomic_load_explicit(&h->pid, memory_order_relaxed);
 }
 
-/* The place of the worker that `hello` says it is; -1: none that it may have. */
-static int claimed_place(const xs_workers *ws, const wire_hello *hello, const wire_peer *peer)
+/* The place of the worker that `hello` says it is; *out_place -1: no such worker any more.
+ * MOE_ERR_BUSY: it lives, and is another process. */
+static moe_status claimed_place(const xs_workers *ws, const wire_hello *hello,
+                                const wire_peer *peer, int *out_place, moe_err *err)
 {
     uint32_t pid = peer->pid != 0 ? peer->pid : hello->pid;
     for (uint32_t p = 0; p < ws->cfg.max_workers && hello->worker_id != 0; p++) {
         const xs_worker *w = &ws->at[p];
-        if (w->id == hello->worker_id) {
-            bool its_own = pid != 0 && (w->pid == pid || table_pid(w) == pid);
-            return its_own || !holds_flock(&w->table) ? (int)p : -1;
+        if (w->id != hello->worker_id) {
+            continue;
         }
+        bool its_own = pid != 0 && (w->pid == pid || table_pid(w) == pid);
+        if (!its_own && holds_flock(&w->table)) {
+            return MOE_FAIL(err, MOE_ERR_BUSY, "worker %u is process %u, not %u", w->id,
+                            table_pid(w), pid);
+        }
+        *out_place = (int)p;
+        return MOE_OK;
     }
-    return -1;
+    *out_place = -1;
+    return MOE_OK;
 }
 
 /* A table nobody locks belongs to no process: what it leased is over. */
@@ -209,31 +218,50 @@ static int free_place(const xs_workers *ws)
     return -1;
 }
 
+static moe_status new_place(xs_workers *ws, int *out_place, moe_err *err)
+{
+    int place = free_place(ws);
+    if (place < 0) {
+        return MOE_FAIL(err, MOE_ERR_LIMIT,
+                        "%u workers are served already: stop one, or start the store with a "
+                        "larger --max-workers",
+                        ws->cfg.max_workers);
+    }
+    moe_status st = create_table(ws, (uint32_t)place, err);
+    if (st == MOE_OK) {
+        *out_place = place;
+    }
+    return st;
+}
+
+static moe_status find_place(xs_workers *ws, const wire_hello *hello, const wire_peer *peer,
+                             int *out_place, moe_err *err)
+{
+    int place = xs_workers_find(ws, peer);
+    if (place >= 0) {
+        *out_place = place;
+        return MOE_OK;
+    }
+    moe_status st = claimed_place(ws, hello, peer, &place, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (place < 0) {
+        return new_place(ws, out_place, err);
+    }
+    clear_stale_leases(&ws->at[place]);
+    ws->counters.rejoined++;
+    *out_place = place;
+    return MOE_OK;
+}
+
 moe_status xs_workers_join(xs_workers *ws, const wire_hello *hello, const wire_peer *peer,
                            int64_t now_ns, uint32_t *out_place, moe_err *err)
 {
-    int place = xs_workers_find(ws, peer);
-    bool known = place >= 0;
-    if (!known) {
-        place = claimed_place(ws, hello, peer);
-        if (place >= 0) {
-            clear_stale_leases(&ws->at[place]);
-            ws->counters.rejoined++;
-            known = true;
-        }
-    }
-    if (!known) {
-        place = free_place(ws);
-        if (place < 0) {
-            return MOE_FAIL(err, MOE_ERR_LIMIT,
-                            "%u workers are served already: stop one, or start the store with a "
-                            "larger --max-workers",
-                            ws->cfg.max_workers);
-        }
-        moe_status st = create_table(ws, (uint32_t)place, err);
-        if (st != MOE_OK) {
-            return st;
-        }
+    int place = -1;
+    moe_status st = find_place(ws, hello, peer, &place, err);
+    if (st != MOE_OK) {
+        return st;
     }
     xs_worker *w = &ws->at[place];
     w->peer = *peer;
@@ -265,7 +293,7 @@ void xs_workers_remove(xs_workers *ws, uint32_t place)
     char name[MOE_SHM_NAME_BYTES];
     xs_worker *w = &ws->at[place];
     MOE_ASSERT(w->id != 0);
-    xs_workers_cancel(ws, place, UINT64_MAX, NULL, 0);
+    xs_workers_cancel(ws, place, UINT64_MAX);
     memcpy(name, w->table.name, sizeof name);
     atomic_store_explicit(registry_id(ws, place), 0, memory_order_release);
     detach(ws, place);
@@ -385,23 +413,12 @@ void xs_workers_end_ask(xs_workers *ws, uint32_t place, xs_ask *ask)
     *ask = w->asks[--w->n_asks];
 }
 
-static bool named(uint32_t expert, const uint32_t *experts, uint32_t n)
-{
-    for (uint32_t i = 0; i < n; i++) {
-        if (experts[i] == expert) {
-            return true;
-        }
-    }
-    return n == 0;
-}
-
-void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step, const uint32_t *experts,
-                       uint32_t n_experts)
+void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step)
 {
     xs_worker *w = &ws->at[place];
     for (uint32_t i = w->n_asks; i > 0; i--) {
         xs_ask *ask = &w->asks[i - 1];
-        if (ask->step <= step && named(ask->expert, experts, n_experts)) {
+        if (ask->step <= step) {
             xs_workers_end_ask(ws, place, ask);
         }
     }

@@ -44,7 +44,7 @@ typedef struct xs_worker {
     wire_peer peer; /* id_bytes 0: has not said HELLO to this store yet */
     bool locked;    /* its flock was seen */
     int64_t joined_ns;
-    uint64_t last_step; /* of its predictions */
+    uint64_t last_step; /* that it asked or cancelled at */
     uint32_t n_asks, n_held;
     xs_ask *asks; /* [XS_MAX_ASKS], owned */
 } xs_worker;
@@ -80,7 +80,8 @@ MOE_MUST_CHECK moe_status xs_workers_adopt(xs_workers *ws, int64_t now_ns, moe_e
 void xs_workers_attach(xs_workers *ws, xs_residency *residency, uint32_t lease_capacity);
 
 /* HELLO. A peer that joined already, or names a table that is free or its own, gets its old place.
- * MOE_ERR_LIMIT: no place is left. *out_place is < XS_OPERATOR_PLACE. */
+ * MOE_ERR_LIMIT: no place is left; MOE_ERR_BUSY: the id is another process's. *out_place is <
+ * XS_OPERATOR_PLACE. */
 MOE_MUST_CHECK moe_status xs_workers_join(xs_workers *ws, const wire_hello *hello,
                                           const wire_peer *peer, int64_t now_ns,
                                           uint32_t *out_place, moe_err *err);
@@ -103,9 +104,7 @@ xs_ask *xs_workers_find_ask(xs_workers *ws, uint32_t place, uint32_t expert); /*
 /* The expert is READY in `slot`: hold it for its asker, or end the ask when it may hold no more. */
 void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot, int64_t now_ns);
 void xs_workers_end_ask(xs_workers *ws, uint32_t place, xs_ask *ask);
-/* Ends asks up to `step`; n_experts > 0: only those experts. */
-void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step, const uint32_t *experts,
-                       uint32_t n_experts);
+void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step); /* asks up to `step` */
 /* Ends the holds whose lease or use was seen or whose time is up; returns how many. */
 uint32_t xs_workers_settle(xs_workers *ws, int64_t now_ns);
 const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws);

@@ -9,7 +9,14 @@ enum { ANSWER_WITHIN_S = 2 };
 
 moe_status xs_stat_open(xs_stat_client *c, const char *endpoint, bool admin, moe_err *err)
 {
-    snprintf(c->endpoint, sizeof c->endpoint, "%s%s", endpoint, admin ? ".admin" : "");
+    if (admin) {
+        moe_status st = wire_admin_endpoint(endpoint, c->endpoint, sizeof c->endpoint, err);
+        if (st != MOE_OK) {
+            return st;
+        }
+    } else {
+        snprintf(c->endpoint, sizeof c->endpoint, "%s", endpoint);
+    }
     return wire_dealer_create(c->endpoint, &c->dealer, err);
 }
 

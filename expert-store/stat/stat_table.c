@@ -309,13 +309,13 @@ void xs_stat_table_blocks(const moe_metrics *now, moe_text *out)
     static const char *const columns[] = {"pregate_slot_hit_total",    "pregate_slot_late_total",
                                           "pregate_slot_miss_total",   "pregate_cell_hit_total",
                                           "pregate_cell_late_total",   "pregate_cell_miss_total",
-                                          "pregate_cell_wasted_total", "pregate_block_ready"};
+                                          "pregate_cell_wasted_total", "pregate_store_block_ready"};
     moe_text_printf(out, "%-8s %10s %10s %10s %10s %10s %10s %10s %10s\n", "block", "slot hit",
                     "late", "miss", "cell hit", "late", "miss", "wasted", "in memory");
     for (uint32_t i = 0; i < now->n; i++) {
         char block[24];
         char label[40];
-        if (strcmp(now->items[i].name, "pregate_block_ready") != 0) {
+        if (strcmp(now->items[i].name, "pregate_store_block_ready") != 0) {
             continue;
         }
         label_text(&now->items[i], "block", block, sizeof block);
