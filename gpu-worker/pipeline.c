@@ -257,9 +257,10 @@ void gw_pipeline_destroy(gw_pipeline *p)
 static size_t row_index(const gw_step *s, uint32_t block, uint32_t index)
 {
     const gw_pipeline *p = s->owner;
-    MOE_ASSERT(block < p->shape.n_blocks_total && index < s->n_waves);
+    MOE_ASSERT(block < p->shape.stack[s->stack].n_blocks && index < s->n_waves);
     size_t parity = s->step & 1;
-    return (parity * p->shape.n_blocks_total + block) * p->max_waves + index;
+    size_t flat = moe_flat_block(&p->shape, s->stack, block);
+    return (parity * p->shape.n_blocks_total + flat) * p->max_waves + index;
 }
 
 static krn_wave *wave_row(const gw_step *s, uint32_t block, uint32_t index)

@@ -22,7 +22,8 @@
  *
  * Every wait is always released: a failed or late expert, a lost store and a stop still signal; the
  * row then names the zeroed cell with failed = 1 and only the rows of that expert fail.
- * Blocks are flat blocks (common/model_shape.h) in mails, rows and flags alike.
+ * Mails name flat blocks (common/model_shape.h); rows and flags are asked for by block of the
+ * stack.
  *
  * What is counted per flat block (proto/lease_table.h), the one place that says so:
  *   An expert of a wave is `predicted` when its mail ran ahead of the block: ROUTED by a pre-gate,
@@ -63,12 +64,12 @@ typedef struct gw_pipeline_cfg {
     krn_stream *compute;     /* borrowed; waves wait and run on it */
     gw_store_client *client; /* borrowed; used by the fetch thread from create to destroy */
     gw_policy policy;
-    uint32_t n_cells;        /* >= 2; 0: from cell_bytes; RESIDENT: all experts, else an error */
-    uint64_t cell_bytes;     /* budget when n_cells is 0; 0: 2 * the largest active set (Eq. 1) */
+    uint32_t n_cells;    /* >= 2; 0: from cell_bytes; RESIDENT: all experts, else an error */
+    uint64_t cell_bytes; /* budget when n_cells is 0; 0: 2 * the largest active set (Eq. 1) */
     gw_cell_policy cell_policy; /* who leaves a full set of cells; 0: LRU */
-    uint32_t max_rows;       /* largest n_rows of a step */
+    uint32_t max_rows;          /* largest n_rows of a step */
     int64_t expert_deadline_ns; /* an expert that takes longer fails its rows (e.g. 20 s) */
-    gw_trace *trace;         /* borrowed, may be NULL */
+    gw_trace *trace;            /* borrowed, may be NULL */
 } gw_pipeline_cfg;
 
 typedef struct gw_pipeline gw_pipeline;
@@ -76,17 +77,19 @@ MOE_MUST_CHECK moe_status gw_pipeline_create(const gw_pipeline_cfg *cfg, gw_pipe
                                              moe_err *err);
 void gw_pipeline_destroy(gw_pipeline *p); /* releases every wait, joins the fetch thread; NULL ok */
 
-/* What the forward pass needs to submit one step of one stack. Pointers are valid until end_step. */
+/* What the forward pass needs to submit one step of one stack. Pointers are valid until end_step.
+ */
 typedef struct gw_step {
     uint64_t step;
     moe_stack stack;
-    uint32_t n_waves;        /* per block, an upper bound known to the host; empty waves are cheap */
-    bool publish_at_use;     /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
-                                also when a pre-gate decided earlier */
-    bool publish_guess;      /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
-    bool publish_all;        /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
-                                and for block 0 at step start */
-    /* block: flat; wave < n_waves. Mapped memory, the same for all steps of one parity. */
+    uint32_t n_waves;    /* per block, an upper bound known to the host; empty waves are cheap */
+    bool publish_at_use; /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
+                            also when a pre-gate decided earlier */
+    bool publish_guess;  /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
+    bool publish_all;    /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
+                            and for block 0 at step start */
+    /* block: in the step's stack; wave < n_waves. Mapped memory, the same for all steps of one
+     * parity. */
     krn_wave *(*wave_row)(const struct gw_step *s, uint32_t block, uint32_t wave);
     uint32_t *(*wave_flag)(const struct gw_step *s, uint32_t block, uint32_t wave);
     gw_pipeline *owner;
