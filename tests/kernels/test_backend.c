@@ -146,6 +146,7 @@ static void a_wait_ignores_other_values(void **state)
     rig_ok(&the, fns->event_record(passed, the.stream, &the.err));
     rig_ok(&the, fns->write32_async(other, flag, 8, &the.err));
     rig_ok(&the, fns->stream_sync(other, &the.err));
+    moe_sleep_ns(2 * MOE_NS_PER_MS); /* time for a wrong wait to take the 8 */
     assert_int_equal(MOE_ERR_AGAIN, fns->event_query(passed, NULL));
     rig_ok(&the, fns->write32_async(other, flag, 7, &the.err));
     rig_sync(&the);

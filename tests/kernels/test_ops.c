@@ -312,6 +312,10 @@ static void random_attention(attention_data *a, uint64_t *seed)
     for (uint32_t t = 0; t < a->n_rows; t++) {
         a->row_seq[t] = (int32_t)next_in(seed, 0, a->n_seqs - 1);
         a->row_pos[t] = (int32_t)next_in(seed, 0, MAX_KV + 10);
+        if (t % 2 == 0) { /* around the last cached position */
+            a->row_pos[t] = a->kv_len[a->row_seq[t]] + (int32_t)next_in(seed, 0, 4);
+            a->row_pos[t] -= a->row_pos[t] >= 4 ? 4 : 0;
+        }
     }
     fill_floats(a->q, MAX_ATT_ROWS * MAX_WIDTH, seed);
     fill_floats(a->k, MAX_SEQS * MAX_KV * MAX_WIDTH, seed);
