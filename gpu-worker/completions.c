@@ -8,16 +8,24 @@
 
 enum { EOS_ID = 1, MAX_JSON_DEPTH = 16 };
 
-/* cJSON recurses; its own limit is 1000 levels, far more than any request needs. */
-static bool too_deep(const char *body, size_t bytes)
+/* What cJSON does not refuse: nesting that a request never needs (it recurses, up to 1000 levels),
+ * and NUL characters, at which its strings would end early. */
+static moe_status prescan(const char *body, size_t bytes, moe_err *err)
 {
     int depth = 0;
     bool in_string = false;
     for (size_t i = 0; i < bytes; i++) {
         char c = body[i];
+        if (c == '\0') {
+            return MOE_FAIL(err, MOE_ERR_FORMAT, "the body holds a NUL byte at offset %zu", i);
+        }
         if (in_string) {
             if (c == '\\') {
                 i++;
+                if (bytes - i >= 5 && memcmp(body + i, "u0000", 5) == 0) {
+                    return MOE_FAIL(err, MOE_ERR_FORMAT,
+                                    "the body holds a NUL character at offset %zu", i - 1);
+                }
             } else if (c == '"') {
                 in_string = false;
             }
@@ -25,13 +33,34 @@ static bool too_deep(const char *body, size_t bytes)
             in_string = true;
         } else if (c == '[' || c == '{') {
             if (++depth > MAX_JSON_DEPTH) {
-                return true;
+                return MOE_FAIL(err, MOE_ERR_LIMIT, "the body nests deeper than %d levels",
+                                MAX_JSON_DEPTH);
             }
         } else if (c == ']' || c == '}') {
             depth--;
         }
     }
-    return false;
+    return MOE_OK;
+}
+
+/* One JSON object and nothing behind it; owned by the caller. */
+static moe_status parse_object(const char *body, size_t bytes, cJSON **out, moe_err *err)
+{
+    const char *end = NULL;
+    moe_status st = prescan(body, bytes, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    cJSON *root = cJSON_ParseWithLengthOpts(body, bytes, &end, false);
+    while (root != NULL && end < body + bytes && strchr(" \t\r\n", *end) != NULL) {
+        end++;
+    }
+    if (!cJSON_IsObject(root) || end != body + bytes) {
+        cJSON_Delete(root);
+        return MOE_FAIL(err, MOE_ERR_FORMAT, "the body is not a JSON object");
+    }
+    *out = root;
+    return MOE_OK;
 }
 
 static bool is_set(const cJSON *item)
@@ -49,7 +78,7 @@ static moe_status number_field(const cJSON *root, const char *name, double min, 
     double v = cJSON_IsNumber(item) ? item->valuedouble : NAN;
     if (!(v >= min && v <= max) || (integer && v != floor(v))) {
         *out_param = name;
-        return MOE_FAIL(err, MOE_ERR_INVALID, "%s must be %s between %g and %g", name,
+        return MOE_FAIL(err, MOE_ERR_INVALID, "%s must be %s between %.16g and %.16g", name,
                         integer ? "an integer" : "a number", min, max);
     }
     *out = v;
@@ -69,6 +98,20 @@ static moe_status bool_field(const cJSON *root, const char *name, bool *out, con
     }
     *out = cJSON_IsTrue(item);
     return MOE_OK;
+}
+
+static moe_status parse_stream_options(const cJSON *root, gw_completion_request *r,
+                                       const char **out_param, moe_err *err)
+{
+    const cJSON *options = cJSON_GetObjectItemCaseSensitive(root, "stream_options");
+    if (!is_set(options)) {
+        return MOE_OK;
+    }
+    if (!cJSON_IsObject(options)) {
+        *out_param = "stream_options";
+        return MOE_FAIL(err, MOE_ERR_INVALID, "stream_options must be an object");
+    }
+    return bool_field(options, "include_usage", &r->include_usage, out_param, err);
 }
 
 /* Fields whose default is harmless and whose other values we cannot honour. */
@@ -262,9 +305,8 @@ static moe_status parse_fields(const cJSON *root, const gw_completion_limits *li
     if (st == MOE_OK) {
         st = bool_field(root, "stream", &r->stream, out_param, err);
     }
-    const cJSON *options = cJSON_GetObjectItemCaseSensitive(root, "stream_options");
-    if (st == MOE_OK && is_set(options)) {
-        st = bool_field(options, "include_usage", &r->include_usage, out_param, err);
+    if (st == MOE_OK) {
+        st = parse_stream_options(root, r, out_param, err);
     }
     if (st == MOE_OK) {
         st = parse_stop(root, r, out_param, err);
@@ -281,17 +323,14 @@ static moe_status parse_fields(const cJSON *root, const gw_completion_limits *li
 moe_status gw_completion_parse(const char *body, size_t bytes, const gw_completion_limits *limits,
                                gw_completion_request *out, const char **out_param, moe_err *err)
 {
-    *out_param = NULL;
-    if (too_deep(body, bytes)) {
-        return MOE_FAIL(err, MOE_ERR_LIMIT, "the body nests deeper than %d levels", MAX_JSON_DEPTH);
-    }
-    cJSON *root = cJSON_ParseWithLength(body, bytes);
-    if (!cJSON_IsObject(root)) {
-        cJSON_Delete(root);
-        return MOE_FAIL(err, MOE_ERR_FORMAT, "the body is not a JSON object");
-    }
+    cJSON *root = NULL;
     gw_completion_request r = {.top_p = 1};
-    moe_status st = parse_fields(root, limits, &r, out_param, err);
+    *out_param = NULL;
+    moe_status st = parse_object(body, bytes, &root, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    st = parse_fields(root, limits, &r, out_param, err);
     cJSON_Delete(root);
     if (st != MOE_OK) {
         gw_completion_request_fini(&r);

@@ -4,7 +4,8 @@
  * of lists of ids), max_tokens, temperature, top_p, seed, stop (string or up to 4), stream,
  * stream_options.include_usage, model. Known fields with bad values and fields whose meaning we do
  * not provide (n > 1, best_of > 1, echo, logprobs, suffix, logit_bias, penalties) are errors that
- * name the field; unknown fields are ignored.
+ * name the field; unknown fields are ignored. Defaults: max_tokens 256 (or the server's limit, if
+ * less), temperature 0, top_p 1, seed 0. Prompt i of a list is sampled with seed + i.
  * Threads: no state.
  */
 #ifndef GW_COMPLETIONS_H

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "common/clock.h"
 
@@ -29,6 +30,7 @@ struct gw_exchange {
     moe_text body;
     bool body_too_large, started;
     int64_t begin_ns;
+    int64_t created_s; /* of the clock on the wall */
     char id[40];
     gw_completion_request request;
     choice *choices; /* [request.n_prompts] owned */
@@ -55,6 +57,7 @@ gw_exchange *gw_exchange_create(gw_http *server, struct MHD_Connection *connecti
     x->connection = connection;
     x->refs = 1;
     x->begin_ns = moe_now_ns();
+    x->created_s = (int64_t)time(NULL);
     moe_mutex_init(&x->mu);
     moe_text_init(&x->body);
     moe_text_init(&x->events);
@@ -81,14 +84,13 @@ void gw_exchange_unref(gw_exchange *x)
     free(x);
 }
 
-bool gw_exchange_receive(gw_exchange *x, const char *data, size_t bytes)
+void gw_exchange_receive(gw_exchange *x, const char *data, size_t bytes)
 {
     if (x->body_too_large || x->body.len + bytes > x->server->cfg.max_body_bytes) {
         x->body_too_large = true;
-        return false;
+        return;
     }
     moe_text_append(&x->body, data, bytes);
-    return true;
 }
 
 /* ---- engine thread ---- */
@@ -156,28 +158,31 @@ static void on_done(void *user, gw_finish finish, const moe_err *err)
     gw_exchange_unref(x);
 }
 
-/* ---- HTTP thread ---- */
+/* ---- any thread ---- */
 
-static void cancel_running(gw_exchange *x)
+static void cancel_locked(gw_exchange *x)
 {
-    moe_mutex_lock(&x->mu);
     for (uint32_t i = 0; x->choices != NULL && i < x->request.n_prompts; i++) {
         if (x->choices[i].open) {
             gw_engine_cancel(x->server->cfg.engine, x->choices[i].engine_id);
         }
     }
+}
+
+void gw_exchange_cancel(gw_exchange *x)
+{
+    moe_mutex_lock(&x->mu);
+    cancel_locked(x);
     moe_mutex_unlock(&x->mu);
 }
 
 void gw_exchange_abandon(gw_exchange *x)
 {
     moe_mutex_lock(&x->mu);
-    bool first = !x->gone;
     x->gone = true;
+    cancel_locked(x);
+    resume_locked(x);
     moe_mutex_unlock(&x->mu);
-    if (first) {
-        cancel_running(x);
-    }
 }
 
 int gw_exchange_suspended_fd(gw_exchange *x)
@@ -191,6 +196,16 @@ int gw_exchange_suspended_fd(gw_exchange *x)
     }
     moe_mutex_unlock(&x->mu);
     return fd;
+}
+
+/* ---- HTTP thread ---- */
+
+static bool is_gone(gw_exchange *x)
+{
+    moe_mutex_lock(&x->mu);
+    bool gone = x->gone;
+    moe_mutex_unlock(&x->mu);
+    return gone;
 }
 
 static enum MHD_Result answer_parse_error(gw_exchange *x, const moe_err *err, const char *param)
@@ -291,7 +306,7 @@ static enum MHD_Result answer_whole(gw_exchange *x)
     moe_text_init(&body);
     gw_usage usage = usage_of(x);
     if (complete) {
-        gw_completion_write(&body, x->id, x->server->created_s, x->server->limits.model_name, texts,
+        gw_completion_write(&body, x->id, x->created_s, x->server->limits.model_name, texts,
                             x->request.n_prompts, &usage);
         moe_text_printf(&body, "\n");
     }
@@ -312,8 +327,8 @@ static void write_event(gw_exchange *x, const gw_choice_text *choices, uint32_t 
                         const gw_usage *usage)
 {
     moe_text_printf(&x->events, "data: ");
-    gw_completion_write(&x->events, x->id, x->server->created_s, x->server->limits.model_name,
-                        choices, n, usage);
+    gw_completion_write(&x->events, x->id, x->created_s, x->server->limits.model_name, choices, n,
+                        usage);
     moe_text_printf(&x->events, "\n\n");
 }
 
@@ -387,6 +402,9 @@ static ssize_t read_stream(void *user, uint64_t pos, char *buf, size_t max)
     gw_exchange *x = user;
     (void)pos;
     if (x->events_off == x->events.len) {
+        if (is_gone(x)) {
+            return MHD_CONTENT_READER_END_WITH_ERROR;
+        }
         if (x->stream_ended) {
             return MHD_CONTENT_READER_END_OF_STREAM;
         }
@@ -461,7 +479,7 @@ static enum MHD_Result start(gw_exchange *x, bool *out_answered)
     for (uint32_t i = 0; i < x->request.n_prompts; i++) {
         st = submit_choice(x, i, &err);
         if (st != MOE_OK) {
-            cancel_running(x);
+            gw_exchange_cancel(x);
             return answer_submit_error(x, &err);
         }
     }
@@ -471,6 +489,9 @@ static enum MHD_Result start(gw_exchange *x, bool *out_answered)
 
 enum MHD_Result gw_exchange_advance(gw_exchange *x)
 {
+    if (is_gone(x)) {
+        return MHD_NO;
+    }
     if (!x->started) {
         bool answered = false;
         x->started = true;
@@ -483,18 +504,15 @@ enum MHD_Result gw_exchange_advance(gw_exchange *x)
         }
     }
     moe_mutex_lock(&x->mu);
-    bool wait = x->n_running > 0 && !x->gone;
+    bool gone = x->gone;
+    bool wait = x->n_running > 0 && !gone;
     if (wait) {
         x->suspended = true;
         MHD_suspend_connection(x->connection);
     }
-    bool gone = x->gone && x->n_running > 0;
     moe_mutex_unlock(&x->mu);
-    if (wait) {
-        return MHD_YES;
-    }
-    if (gone) {
-        return MHD_NO;
+    if (wait || gone) {
+        return wait ? MHD_YES : MHD_NO;
     }
     moe_histogram_add_ns(&x->server->request_latency, moe_now_ns() - x->begin_ns);
     return answer_whole(x);

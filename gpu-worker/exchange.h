@@ -19,11 +19,14 @@
 
 gw_exchange *gw_exchange_create(gw_http *server, struct MHD_Connection *connection);
 void gw_exchange_unref(gw_exchange *x);
-/* Body bytes; false when the body is over the limit (the rest is read and dropped). */
-bool gw_exchange_receive(gw_exchange *x, const char *data, size_t bytes);
+/* Body bytes; those of a body over the limit are read and dropped. */
+void gw_exchange_receive(gw_exchange *x, const char *data, size_t bytes);
 /* Body complete, and again after each resume: starts the sequences, waits, or answers. */
 enum MHD_Result gw_exchange_advance(gw_exchange *x);
-/* The client is gone, or the server stops: cancels what runs. Any thread. */
+/* The server stops: cancels what runs; the client is told so. Any thread. */
+void gw_exchange_cancel(gw_exchange *x);
+/* The client is gone or has waited long enough: cancels, and lets libmicrohttpd close the
+ * connection without a word. Any thread. */
 void gw_exchange_abandon(gw_exchange *x);
 /* The socket while the connection is suspended, else -1: libmicrohttpd does not watch it then. */
 int gw_exchange_suspended_fd(gw_exchange *x);

@@ -10,14 +10,18 @@
 #include <strings.h>
 #include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/metrics.h"
 #include "gpu-worker/exchange.h"
 #include "gpu-worker/http_internal.h"
 
-enum { IDLE_TIMEOUT_S = 60, WATCH_MS = 50 };
+enum {
+    IDLE_TIMEOUT_S = 60, /* a connection on which nothing moves */
+    WATCH_MS = 50,       /* how soon a client that went away is noticed */
+    POLL_MS = 10,
+    CANCEL_S = 2 /* for cancelled sequences to end and their clients to be told */
+};
 #define COMPLETIONS "/v1/completions"
 
 /* ---- answers ---- */
@@ -28,9 +32,10 @@ void gw_http_count(gw_http *h, unsigned status)
                               memory_order_relaxed);
 }
 
+/* header, value: one more header, or NULL. */
 static enum MHD_Result queue(gw_http *h, struct MHD_Connection *c, unsigned status,
-                             const char *content_type, const moe_text *body, unsigned retry_after_s,
-                             const char *allow)
+                             const char *content_type, const moe_text *body, const char *header,
+                             const char *value)
 {
     if (moe_text_finish(body, NULL) != MOE_OK) {
         return MHD_NO;
@@ -41,13 +46,8 @@ static enum MHD_Result queue(gw_http *h, struct MHD_Connection *c, unsigned stat
         return MHD_NO;
     }
     MHD_add_response_header(r, "Content-Type", content_type);
-    if (retry_after_s > 0) {
-        char seconds[16];
-        snprintf(seconds, sizeof seconds, "%u", retry_after_s);
-        MHD_add_response_header(r, "Retry-After", seconds);
-    }
-    if (allow != NULL) {
-        MHD_add_response_header(r, "Allow", allow);
+    if (header != NULL) {
+        MHD_add_response_header(r, header, value);
     }
     enum MHD_Result rc = MHD_queue_response(c, status, r);
     MHD_destroy_response(r);
@@ -58,17 +58,17 @@ static enum MHD_Result queue(gw_http *h, struct MHD_Connection *c, unsigned stat
 enum MHD_Result gw_http_answer(gw_http *h, struct MHD_Connection *c, unsigned status,
                                const char *content_type, const moe_text *body)
 {
-    return queue(h, c, status, content_type, body, 0, NULL);
+    return queue(h, c, status, content_type, body, NULL, NULL);
 }
 
 static enum MHD_Result error_with(gw_http *h, struct MHD_Connection *c, unsigned status,
                                   const char *message, const char *type, const char *param,
-                                  unsigned retry_after_s, const char *allow)
+                                  const char *header, const char *value)
 {
     moe_text body;
     moe_text_init(&body);
     gw_error_write(&body, message, type, param, NULL);
-    enum MHD_Result rc = queue(h, c, status, "application/json", &body, retry_after_s, allow);
+    enum MHD_Result rc = queue(h, c, status, "application/json", &body, header, value);
     moe_text_fini(&body);
     return rc;
 }
@@ -77,7 +77,10 @@ enum MHD_Result gw_http_answer_error(gw_http *h, struct MHD_Connection *c, unsig
                                      const char *message, const char *type, const char *param,
                                      unsigned retry_after_s)
 {
-    return error_with(h, c, status, message, type, param, retry_after_s, NULL);
+    char seconds[16];
+    snprintf(seconds, sizeof seconds, "%u", retry_after_s);
+    return error_with(h, c, status, message, type, param, retry_after_s > 0 ? "Retry-After" : NULL,
+                      seconds);
 }
 
 /* ---- guards ---- */
@@ -240,12 +243,13 @@ static enum MHD_Result begin(gw_http *h, struct MHD_Connection *c, const char *u
     const char *message = NULL;
     unsigned refused = guard(h, c, url, &message);
     if (refused != 0) {
-        return gw_http_answer_error(h, c, refused, message, "invalid_request_error", NULL, 0);
+        return error_with(h, c, refused, message, "invalid_request_error", NULL,
+                          refused == 401 ? "WWW-Authenticate" : NULL, "Bearer");
     }
     bool completions = strcmp(url, COMPLETIONS) == 0;
     if (completions ? strcmp(method, "POST") != 0 : !is_get(method)) {
-        return error_with(h, c, 405, "method not allowed here", "invalid_request_error", NULL, 0,
-                          completions ? "POST" : "GET, HEAD");
+        return error_with(h, c, 405, "method not allowed here", "invalid_request_error", NULL,
+                          "Allow", completions ? "POST" : "GET, HEAD");
     }
     if (!completions) {
         return answer_get(h, c, url);
@@ -268,7 +272,7 @@ static enum MHD_Result handle(void *user, struct MHD_Connection *c, const char *
         return begin(h, c, url, method, state);
     }
     if (*upload_bytes > 0) {
-        (void)gw_exchange_receive(x, upload, *upload_bytes);
+        gw_exchange_receive(x, upload, *upload_bytes);
         *upload_bytes = 0;
         return MHD_YES;
     }
@@ -322,22 +326,23 @@ void gw_http_delist(gw_http *h, gw_exchange_link *x)
     moe_mutex_unlock(&h->mu);
 }
 
-/* Cancels exchanges whose client closed its end while nothing was being sent; all of them when
- * `all`. The list lock keeps exchanges alive meanwhile: they leave the list before they are freed.
- */
-static void abandon_closed(gw_http *h, bool all)
+/* The list lock keeps exchanges alive meanwhile: they leave the list before they are freed. */
+static void for_each_open(gw_http *h, void (*visit)(gw_exchange *x))
 {
     moe_mutex_lock(&h->mu);
     for (gw_exchange_link *link = h->open; link != NULL; link = link->next) {
-        gw_exchange *x = (gw_exchange *)(void *)link;
-        struct pollfd p = {.fd = gw_exchange_suspended_fd(x), .events = POLLRDHUP};
-        bool closed =
-            p.fd >= 0 && poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
-        if (all || closed) {
-            gw_exchange_abandon(x);
-        }
+        visit((gw_exchange *)(void *)link);
     }
     moe_mutex_unlock(&h->mu);
+}
+
+/* libmicrohttpd does not look at suspended connections: we do. */
+static void abandon_if_closed(gw_exchange *x)
+{
+    struct pollfd p = {.fd = gw_exchange_suspended_fd(x), .events = POLLRDHUP};
+    if (p.fd >= 0 && poll(&p, 1, 0) > 0 && (p.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) {
+        gw_exchange_abandon(x);
+    }
 }
 
 static void *watch(void *user)
@@ -345,7 +350,7 @@ static void *watch(void *user)
     gw_http *h = user;
     while (!atomic_load(&h->stopping)) {
         moe_sleep_ns(WATCH_MS * MOE_NS_PER_MS);
-        abandon_closed(h, false);
+        for_each_open(h, abandon_if_closed);
     }
     return NULL;
 }
@@ -454,30 +459,26 @@ uint16_t gw_http_port(const gw_http *h)
     return h->port;
 }
 
-static bool idle(gw_http *h)
+static void wait_until_idle(gw_http *h, int64_t at_most_ns)
 {
-    moe_mutex_lock(&h->mu);
-    bool none = h->n_open == 0;
-    moe_mutex_unlock(&h->mu);
-    return none;
+    int64_t deadline_ns = moe_now_ns() + at_most_ns;
+    bool idle = false;
+    while (!idle && moe_now_ns() < deadline_ns) {
+        moe_mutex_lock(&h->mu);
+        idle = h->n_open == 0;
+        moe_mutex_unlock(&h->mu);
+        if (!idle) {
+            moe_sleep_ns(POLL_MS * MOE_NS_PER_MS);
+        }
+    }
 }
 
 void gw_http_drain(gw_http *h, int64_t drain_ns)
 {
     atomic_store(&h->stopping, true);
-    MHD_socket listener = MHD_quiesce_daemon(h->daemon);
-    int64_t deadline_ns = moe_now_ns() + drain_ns;
-    while (!idle(h) && moe_now_ns() < deadline_ns) {
-        moe_sleep_ns(10 * MOE_NS_PER_MS);
-    }
-    abandon_closed(h, true);
-    /* Cancelled sequences end between two steps; their exchanges resume and close. */
-    for (int i = 0; i < 500 && !idle(h); i++) {
-        moe_sleep_ns(10 * MOE_NS_PER_MS);
-    }
-    if (listener != MHD_INVALID_SOCKET) {
-        close(listener);
-    }
+    wait_until_idle(h, drain_ns);
+    for_each_open(h, gw_exchange_cancel);
+    wait_until_idle(h, CANCEL_S * MOE_NS_PER_S);
 }
 
 void gw_http_destroy(gw_http *h)
@@ -490,7 +491,9 @@ void gw_http_destroy(gw_http *h)
         pthread_join(h->watcher, NULL);
     }
     if (h->daemon != NULL) {
+        for_each_open(h, gw_exchange_abandon); /* it may not be stopped with suspended ones */
         MHD_stop_daemon(h->daemon);
+        wait_until_idle(h, INT64_MAX / 2); /* for the engine's references */
     }
     free(h->listen);
     free(h->api_key);

@@ -9,7 +9,7 @@
  * body size, connections. Errors are {"error": {message, type, param, code}}.
  * Threads: one thread of libmicrohttpd handles all connections; one watcher thread notices clients
  * that went away while their answer was being computed. Engine callbacks wake connections.
- * Shutdown: gw_http_drain, then gw_http_destroy.
+ * Shutdown: gw_http_drain, then gw_http_destroy, then the engine.
  */
 #ifndef GW_HTTP_H
 #define GW_HTTP_H
@@ -35,8 +35,10 @@ typedef struct gw_http gw_http;
 /* MOE_ERR_INVALID (address), MOE_ERR_BUSY (address in use), MOE_ERR_IO. */
 MOE_MUST_CHECK moe_status gw_http_create(const gw_http_cfg *cfg, gw_http **out, moe_err *err);
 uint16_t gw_http_port(const gw_http *h);
-/* Stops accepting; waits up to drain_ns for open exchanges, then cancels what is left. */
+/* New completions and /health get 503 from now on; waits up to drain_ns for the open ones, then
+ * cancels them. */
 void gw_http_drain(gw_http *h, int64_t drain_ns);
-void gw_http_destroy(gw_http *h); /* after drain; accepts NULL */
+/* Closes what is still open; waits until the engine has let go of it. Accepts NULL. */
+void gw_http_destroy(gw_http *h);
 
 #endif

@@ -25,7 +25,7 @@ struct gw_http {
     pthread_t watcher;
     bool watcher_started;
     gw_completion_limits limits;
-    int64_t created_s;
+    int64_t created_s; /* of this server, on the wall clock */
     _Atomic uint64_t next_id;
     _Atomic bool stopping;
 
