@@ -412,8 +412,8 @@ static bool continue_read(xs_reader *r, xs_read *read)
     read->dst += moved;
     read->bytes -= moved;
     read->n_retries = moved > 0 ? 0 : read->n_retries + 1;
-    bool go_on = read->bytes > 0 && read->job->status == MOE_OK &&
-                 (moved > 0 || (again && read->n_retries < MAX_RETRIES_IN_A_ROW));
+    bool go_on =
+        read->bytes > 0 && (moved > 0 || (again && read->n_retries < MAX_RETRIES_IN_A_ROW));
     if (go_on) {
         r->ops->start(r->engine, read);
     }
@@ -607,13 +607,9 @@ uint32_t xs_reader_harvest(xs_reader *r, xs_completion *out, uint32_t max)
 
 static void stop_reading(xs_reader *r)
 {
-    while (pop_job(&r->waiting) != NULL) {
-    }
-    for (uint32_t i = 0; i < r->max_jobs; i++) {
-        if (r->jobs[i].status == MOE_OK) {
-            r->jobs[i].status = MOE_ERR_CANCELLED; /* short reads do not go on */
-            r->jobs[i].next_off = r->jobs[i].extent.padded_bytes;
-        }
+    xs_job *job = NULL;
+    while ((job = pop_job(&r->waiting)) != NULL) {
+        job->next_off = job->extent.padded_bytes; /* the rest counts as started */
     }
     while (r->counters.reads_in_flight > 0) {
         r->ops->flush(r->engine);
