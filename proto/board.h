@@ -17,11 +17,14 @@
  *     64   512  registry      [64] { u32 worker_id (0 = free), u32 reserved }; atomic ids
  *   4096  8*n   words
  *
- * Word: generation 32 | slot 24 | state 8. The generation counts loads of that slot, so a word
- * never repeats: a lease compares whole words.
+ * Word: generation 32 | slot 24 | state 8. Every load gets a new generation, and an ABSENT or
+ * FAILED word keeps its last one: no word repeats (until 2^32 loads later), and a lease compares
+ * whole words. Slot: meaningful in LOADING, READY and EVICTING.
  *
  *   ABSENT --load starts--> LOADING --verified--> READY --evict--> EVICTING --no lease--> ABSENT
- *                              \--failed--> FAILED --asked again--> LOADING    \--leased--> READY
+ *                              |                   |  \ <--leased--/
+ *                              |                   \--found corrupt when hashed again--> ABSENT
+ *                              \--failed--> FAILED (a WANT waits; asked again: LOADING) or ABSENT
  */
 #ifndef WIRE_PROTO_BOARD_H
 #define WIRE_PROTO_BOARD_H
