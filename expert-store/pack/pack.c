@@ -403,14 +403,13 @@ static moe_status write_items(packer *p, uint32_t first, moe_err *err)
         kill_point(p, "after-item", i + 1 - first);
         done_bytes += p->places[i].padded_bytes;
         tell_progress(p, done_bytes);
-        if ((i + 1 - first) % p->opt->commit_every == 0) {
-            st = commit(p, err);
-        }
+        bool due = (i + 1 - first) % p->opt->commit_every == 0 || i + 1 == p->n_items;
+        st = due ? commit(p, err) : MOE_OK;
         if (st != MOE_OK) {
             return st;
         }
     }
-    return commit(p, err);
+    return MOE_OK;
 }
 
 static moe_status finish(packer *p, moe_err *err)

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "common/file.h"
+#include "common/lock.h"
 #include "expert-store/catalog.h"
 
 enum { PATH_BYTES = 1200, MAX_THREADS = 16 };
@@ -31,8 +32,8 @@ struct xs_segment_writer {
     void *arena; /* owned; n_buffers * buffer_bytes */
     int *fds;    /* [n_segments], owned, caller's thread only; -1 when closed */
 
-    pthread_mutex_t mu;
-    pthread_cond_t work, done; /* a job or stop; a buffer became free */
+    moe_mutex mu;
+    moe_cond work, done;       /* a job or stop; a buffer became free */
     write_job *queue;          /* [n_buffers] ring, owned, guarded by mu */
     uint32_t head, n_queued;   /* guarded by mu */
     void **free_bufs;          /* [n_buffers] stack, owned, guarded by mu */
@@ -60,19 +61,19 @@ static moe_status write_one(xs_segment_writer *w, const write_job *job, bool dir
     if (flags < 0 || fcntl(job->fd, F_SETFL, flags & ~O_DIRECT) != 0) {
         return st;
     }
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     w->direct = false;
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     return moe_pwrite_exact(job->fd, job->buf, job->bytes, job->off, what, err);
 }
 
 static void *writer_main(void *arg)
 {
     xs_segment_writer *w = arg;
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     for (;;) {
         while (w->n_queued == 0 && !w->stop) {
-            pthread_cond_wait(&w->work, &w->mu);
+            moe_cond_wait(&w->work, &w->mu);
         }
         if (w->n_queued == 0) {
             break; /* stopped, and nothing is left to write */
@@ -81,21 +82,21 @@ static void *writer_main(void *arg)
         w->head = (w->head + 1) % w->cfg.n_buffers;
         w->n_queued--;
         bool skip = w->failed, direct = w->direct;
-        pthread_mutex_unlock(&w->mu);
+        moe_mutex_unlock(&w->mu);
 
         moe_err err = {0};
         moe_status st = skip ? MOE_OK : write_one(w, &job, direct, &err);
 
-        pthread_mutex_lock(&w->mu);
+        moe_mutex_lock(&w->mu);
         if (st != MOE_OK && !w->failed) {
             w->failed = true;
             w->first_err = err;
         }
         w->free_bufs[w->n_free++] = job.buf;
         w->n_in_flight--;
-        pthread_cond_broadcast(&w->done);
+        moe_cond_broadcast(&w->done);
     }
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     return NULL;
 }
 
@@ -144,9 +145,9 @@ moe_status xs_segment_writer_create(const xs_segment_writer_cfg *cfg, xs_segment
     }
     w->cfg = *cfg;
     w->direct = cfg->direct;
-    pthread_mutex_init(&w->mu, NULL);
-    pthread_cond_init(&w->work, NULL);
-    pthread_cond_init(&w->done, NULL);
+    moe_mutex_init(&w->mu);
+    moe_cond_init(&w->work);
+    moe_cond_init(&w->done);
     snprintf(w->dir, sizeof w->dir, "%s", cfg->dir);
     moe_status st = allocate(w, err);
     st = st != MOE_OK ? st : start_threads(w, err);
@@ -173,17 +174,17 @@ void xs_segment_writer_destroy(xs_segment_writer *w)
     if (w == NULL) {
         return;
     }
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     w->stop = true;
-    pthread_cond_broadcast(&w->work);
-    pthread_mutex_unlock(&w->mu);
+    moe_cond_broadcast(&w->work);
+    moe_mutex_unlock(&w->mu);
     for (uint32_t i = 0; i < w->n_threads; i++) {
         pthread_join(w->threads[i], NULL);
     }
     close_files(w);
-    pthread_cond_destroy(&w->done);
-    pthread_cond_destroy(&w->work);
-    pthread_mutex_destroy(&w->mu);
+    moe_cond_fini(&w->done);
+    moe_cond_fini(&w->work);
+    moe_mutex_fini(&w->mu);
     free(w->free_bufs);
     free(w->queue);
     free(w->fds);
@@ -194,6 +195,7 @@ void xs_segment_writer_destroy(xs_segment_writer *w)
 /* ---- the caller ---- */
 
 /* Reports the first failure to the caller. */
+static moe_status failure_locked(const xs_segment_writer *w, moe_err *err) MOE_REQUIRES(w->mu);
 static moe_status failure_locked(const xs_segment_writer *w, moe_err *err)
 {
     if (!w->failed) {
@@ -207,15 +209,15 @@ static moe_status failure_locked(const xs_segment_writer *w, moe_err *err)
 
 moe_status xs_segment_writer_acquire(xs_segment_writer *w, void **out_buf, moe_err *err)
 {
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     while (w->n_free == 0) {
-        pthread_cond_wait(&w->done, &w->mu);
+        moe_cond_wait(&w->done, &w->mu);
     }
     moe_status st = failure_locked(w, err);
     if (st == MOE_OK) {
         *out_buf = w->free_bufs[--w->n_free];
     }
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     return st;
 }
 
@@ -256,9 +258,9 @@ static moe_status open_segment(xs_segment_writer *w, uint32_t segment, moe_err *
     bool direct = xs_segment_writer_is_direct(w);
     int fd = open(path, flags | (direct ? O_DIRECT : 0), 0666);
     if (fd < 0 && direct && errno == EINVAL) {
-        pthread_mutex_lock(&w->mu);
+        moe_mutex_lock(&w->mu);
         w->direct = false;
-        pthread_mutex_unlock(&w->mu);
+        moe_mutex_unlock(&w->mu);
         fd = open(path, flags, 0666);
     }
     if (fd < 0) {
@@ -279,7 +281,7 @@ moe_status xs_segment_writer_submit(xs_segment_writer *w, void *buf, size_t byte
     MOE_ASSERT(segment < w->cfg.n_segments && bytes <= w->cfg.buffer_bytes);
     MOE_ASSERT(bytes % w->cfg.align == 0 && off % w->cfg.align == 0);
     moe_status st = open_segment(w, segment, err);
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     if (st != MOE_OK) {
         w->free_bufs[w->n_free++] = buf;
     } else {
@@ -287,20 +289,20 @@ moe_status xs_segment_writer_submit(xs_segment_writer *w, void *buf, size_t byte
             .buf = buf, .bytes = bytes, .fd = w->fds[segment], .segment = segment, .off = off};
         w->n_queued++;
         w->n_in_flight++;
-        pthread_cond_signal(&w->work);
+        moe_cond_signal(&w->work);
     }
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     return st;
 }
 
 moe_status xs_segment_writer_flush(xs_segment_writer *w, moe_err *err)
 {
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     while (w->n_in_flight > 0) {
-        pthread_cond_wait(&w->done, &w->mu);
+        moe_cond_wait(&w->done, &w->mu);
     }
     moe_status st = failure_locked(w, err);
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     for (uint32_t i = 0; st == MOE_OK && i < w->cfg.n_segments; i++) {
         if (w->fds[i] >= 0 && fsync(w->fds[i]) != 0) {
             char path[PATH_BYTES];
@@ -315,8 +317,8 @@ moe_status xs_segment_writer_flush(xs_segment_writer *w, moe_err *err)
 
 bool xs_segment_writer_is_direct(xs_segment_writer *w)
 {
-    pthread_mutex_lock(&w->mu);
+    moe_mutex_lock(&w->mu);
     bool direct = w->direct;
-    pthread_mutex_unlock(&w->mu);
+    moe_mutex_unlock(&w->mu);
     return direct;
 }

@@ -17,6 +17,7 @@
 #include "common/checksum.h"
 #include "common/clock.h"
 #include "common/file.h"
+#include "common/lock.h"
 #include "expert-store/tensor_names.h"
 
 enum { MAX_THREADS = 64, BUFFER_BYTES = 4 << 20 };
@@ -28,7 +29,7 @@ typedef struct verifier {
     uint32_t n_experts, n_extents;
     uint64_t total_bytes;
 
-    pthread_mutex_t mu;
+    moe_mutex mu;
     uint32_t next;           /* extent to be taken, guarded by mu */
     xs_verify_result result; /* guarded by mu */
     uint32_t first_bad;      /* extent of first_err, guarded by mu */
@@ -139,6 +140,8 @@ static moe_status check_extent(reader *r, uint32_t i, moe_err *err)
 /* ---- threads ---- */
 
 static void report_locked(verifier *v, uint32_t i, moe_status st, const moe_err *err)
+    MOE_REQUIRES(v->mu);
+static void report_locked(verifier *v, uint32_t i, moe_status st, const moe_err *err)
 {
     const xs_pack_watch *watch = &v->opt->watch;
     v->result.bytes += extent_at(v, i)->padded_bytes;
@@ -166,17 +169,17 @@ static void *reader_main(void *arg)
 {
     reader *r = arg;
     verifier *v = r->v;
-    pthread_mutex_lock(&v->mu);
+    moe_mutex_lock(&v->mu);
     while (v->next < v->n_extents && !stop_wanted(v)) {
         uint32_t i = v->next++;
-        pthread_mutex_unlock(&v->mu);
+        moe_mutex_unlock(&v->mu);
         moe_err err = {0};
         moe_status st = check_extent(r, i, &err);
-        pthread_mutex_lock(&v->mu);
+        moe_mutex_lock(&v->mu);
         report_locked(v, i, st, &err);
     }
     v->result.direct = v->result.direct && r->direct;
-    pthread_mutex_unlock(&v->mu);
+    moe_mutex_unlock(&v->mu);
     return NULL;
 }
 
@@ -217,9 +220,9 @@ moe_status xs_verify(const char *store_dir, const xs_catalog *c, const xs_verify
         v.total_bytes += extent_at(&v, i)->padded_bytes;
     }
     int64_t start_ns = moe_now_ns();
-    pthread_mutex_init(&v.mu, NULL);
+    moe_mutex_init(&v.mu);
     moe_status st = run(&v, readers, opt->n_threads, err);
-    pthread_mutex_destroy(&v.mu);
+    moe_mutex_fini(&v.mu);
     for (uint32_t i = 0; i < opt->n_threads; i++) {
         if (readers[i].buf != NULL && readers[i].fd >= 0) {
             close(readers[i].fd);
