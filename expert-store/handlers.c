@@ -189,33 +189,37 @@ static bool is_late(const xs_store *s, uint32_t expert, int64_t now_ns)
            xs_residency_slot(s->residency, slot)->why != XS_FETCH_DEMAND;
 }
 
-/* True: it is in memory. */
-static bool want_one(xs_store *s, uint32_t place, uint32_t expert, bool is_new, int64_t now_ns)
+static void count_want(xs_store *s, uint32_t expert, bool is_new, int64_t now_ns)
 {
-    xs_residency_forget_failure(s->residency, expert);
-    moe_board_state state = xs_residency_state(s->residency, expert);
     if (!is_new) {
         s->counters.want_repeated++;
-    } else if (state == MOE_BOARD_READY) {
+    } else if (xs_residency_state(s->residency, expert) == MOE_BOARD_READY) {
         s->counters.want_hit++;
     } else if (is_late(s, expert, now_ns)) {
         s->counters.want_late++;
     } else {
         s->counters.want_miss++;
     }
-    if (state == MOE_BOARD_READY || state == MOE_BOARD_LOADING) {
-        uint32_t slot = xs_residency_slot_of(s->residency, expert);
-        xs_residency_slot(s->residency, slot)->wanted = true;
-    }
-    if (state == MOE_BOARD_READY) {
-        xs_workers_hold(s->workers, place, xs_workers_find_ask(s->workers, place, expert),
-                        xs_residency_slot_of(s->residency, expert), now_ns);
-        return true;
-    }
-    if (state != MOE_BOARD_LOADING) {
+}
+
+/* True: it is in memory. */
+static bool want_one(xs_store *s, uint32_t place, uint32_t expert, int64_t now_ns)
+{
+    bool is_new = false;
+    xs_ask *ask = xs_workers_ask(s->workers, place, expert, s->in.h.step, now_ns, &is_new);
+    xs_residency_forget_failure(s->residency, expert);
+    count_want(s, expert, is_new, now_ns);
+    moe_board_state state = xs_residency_state(s->residency, expert);
+    if (state != MOE_BOARD_READY && state != MOE_BOARD_LOADING) {
         (void)xs_fetch_queue_push(s->queue, expert, XS_FETCH_DEMAND, place, s->in.h.step, now_ns);
+        return false;
     }
-    return false;
+    uint32_t slot = xs_residency_slot_of(s->residency, expert);
+    xs_residency_slot(s->residency, slot)->wanted = true;
+    if (state == MOE_BOARD_READY) {
+        xs_workers_hold(s->workers, place, ask, slot, now_ns);
+    }
+    return state == MOE_BOARD_READY;
 }
 
 static void refuse_wants(xs_store *s, uint32_t place, const wire_experts *m)
@@ -236,23 +240,21 @@ static moe_status on_want(xs_store *s, const origin *from, moe_err *err)
     if (st == MOE_OK) {
         st = check_experts(s, m, err);
     }
-    if (st == MOE_OK && s->stopping) {
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (s->stopping) {
         refuse_wants(s, place, m);
         return MOE_OK;
     }
-    if (st == MOE_OK) {
-        note_step(s, place);
-    }
-    for (uint32_t i = 0; i < m->n && st == MOE_OK; i++) {
-        bool is_new = false;
-        st =
-            xs_workers_ask(s->workers, place, m->experts[i], m->h.step, from->now_ns, &is_new, err);
-        if (st == MOE_OK && want_one(s, place, m->experts[i], is_new, from->now_ns)) {
+    note_step(s, place);
+    for (uint32_t i = 0; i < m->n; i++) {
+        if (want_one(s, place, m->experts[i], from->now_ns)) {
             ready[n_ready++] = m->experts[i];
         }
     }
     xs_reply_ready(s, place, m->h.step, ready, n_ready);
-    return st;
+    return MOE_OK;
 }
 
 static moe_status on_predict(xs_store *s, const origin *from, moe_err *err)
@@ -297,6 +299,16 @@ static moe_status on_cancel(xs_store *s, const origin *from, moe_err *err)
     xs_workers_cancel(s->workers, place, s->in.h.step);
     s->counters.cancelled += xs_fetch_queue_cancel(s->queue, place, s->in.h.step);
     return MOE_OK;
+}
+
+void xs_settle_workers(xs_store *s, int64_t now_ns)
+{
+    uint64_t stalled = xs_workers_settle(s->workers, now_ns);
+    for (uint32_t p = 0; stalled >> p != 0; p++) {
+        if ((stalled >> p & 1) != 0) {
+            s->counters.cancelled += xs_fetch_queue_cancel(s->queue, p, UINT64_MAX);
+        }
+    }
 }
 
 void xs_forget_worker(xs_store *s, uint32_t place)

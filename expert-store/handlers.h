@@ -24,6 +24,8 @@ void xs_reply_ready(xs_store *s, uint32_t place, uint64_t step, const uint32_t *
 /* kind, version and boot of `what` are filled in. */
 void xs_reply_failed(xs_store *s, uint32_t place, const wire_failed *what);
 
+/* Holds that were taken up end; what stalled workers asked for is void. */
+void xs_settle_workers(xs_store *s, int64_t now_ns);
 /* A worker is gone: what it asked for is void, its leases are free. */
 void xs_forget_worker(xs_store *s, uint32_t place);
 

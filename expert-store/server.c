@@ -425,7 +425,7 @@ static void tick(xs_server *sv, int64_t now_ns)
     if (now_ns >= sv->next_probe_ns) {
         sv->next_probe_ns = now_ns + (int64_t)s->cfg->worker_probe_ms * MOE_NS_PER_MS;
         look_after_workers(s, now_ns);
-        (void)xs_workers_settle(s->workers, now_ns);
+        xs_settle_workers(s, now_ns);
         (void)xs_residency_sweep(s->residency);
     }
     if (now_ns >= sv->next_rate_ns) {
@@ -458,7 +458,7 @@ static bool turn(xs_server *sv)
         begin_stop(sv, now_ns);
     }
     if (s->starved) {
-        (void)xs_workers_settle(s->workers, now_ns);
+        xs_settle_workers(s, now_ns);
         (void)xs_residency_sweep(s->residency);
     }
     xs_loading_start(s, now_ns);

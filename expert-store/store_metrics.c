@@ -289,8 +289,8 @@ static void add_workers(const list *l, const xs_store *s)
     counter(l, "pregate_store_workers_adopted_total", "Workers taken over from a store that died",
             c->adopted);
     counter(l, "pregate_store_workers_gone_total", "Workers whose lock was released", c->gone);
-    counter(l, "pregate_store_hold_timeouts_total",
-            "Slots loaded for a worker that did not lease them in time", c->hold_timeouts);
+    counter(l, "pregate_store_workers_stalled_total",
+            "Workers that did not lease what was loaded for them in time", c->stalled);
     add_worker(l, &s->leases.gone, "gone");
     for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
         const xs_worker *w = xs_workers_at(s->workers, p);

@@ -44,6 +44,7 @@ static void detach(xs_workers *ws, uint32_t place)
     }
     moe_shm_close(&w->table);
     free(w->asks);
+    free(w->ask_of);
     *w = (xs_worker){.table = MOE_SHM_REGION_NONE};
 }
 
@@ -114,11 +115,15 @@ static xs_lease_geometry geometry_of(const xs_workers *ws, uint32_t id)
 static moe_status settle_in(xs_workers *ws, uint32_t place, uint32_t id, moe_shm_region *table,
                             uint32_t capacity, moe_err *err)
 {
-    xs_ask *asks = calloc(XS_MAX_ASKS, sizeof *asks);
-    if (asks == NULL) {
+    xs_ask *asks = calloc(ws->cfg.n_experts, sizeof *asks);
+    uint32_t *ask_of = calloc(ws->cfg.n_experts, sizeof *ask_of);
+    if (asks == NULL || ask_of == NULL) {
+        free(asks);
+        free(ask_of);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "asks of worker %u", id);
     }
-    ws->at[place] = (xs_worker){.id = id, .table = *table, .capacity = capacity, .asks = asks};
+    ws->at[place] = (xs_worker){
+        .id = id, .table = *table, .capacity = capacity, .asks = asks, .ask_of = ask_of};
     *table = MOE_SHM_REGION_NONE;
     xs_lease_view_add(ws->cfg.leases, place, ws->at[place].table.base, capacity);
     if (id >= ws->next_id) {
@@ -352,31 +357,23 @@ moe_status xs_workers_adopt(xs_workers *ws, int64_t now_ns, moe_err *err)
 
 xs_ask *xs_workers_find_ask(xs_workers *ws, uint32_t place, uint32_t expert)
 {
-    xs_worker *w = &ws->at[place];
-    for (uint32_t i = 0; i < w->n_asks; i++) {
-        if (w->asks[i].expert == expert) {
-            return &w->asks[i];
-        }
-    }
-    return NULL;
+    const xs_worker *w = &ws->at[place];
+    return w->ask_of[expert] != 0 ? &w->asks[w->ask_of[expert] - 1] : NULL;
 }
 
-moe_status xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
-                          int64_t now_ns, bool *out_new, moe_err *err)
+xs_ask *xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
+                       int64_t now_ns, bool *out_new)
 {
     xs_worker *w = &ws->at[place];
     xs_ask *ask = xs_workers_find_ask(ws, place, expert);
-    if (ask != NULL) {
-        ask->step = step > ask->step ? step : ask->step;
-        *out_new = false;
-        return MOE_OK;
+    *out_new = ask == NULL;
+    if (ask == NULL) {
+        ask = &w->asks[w->n_asks++];
+        *ask = (xs_ask){.expert = expert, .asked_ns = now_ns};
+        w->ask_of[expert] = w->n_asks;
     }
-    if (w->n_asks == XS_MAX_ASKS) {
-        return MOE_FAIL(err, MOE_ERR_LIMIT, "%u wanted experts are outstanding", w->n_asks);
-    }
-    w->asks[w->n_asks++] = (xs_ask){.expert = expert, .step = step, .asked_ns = now_ns};
-    *out_new = true;
-    return MOE_OK;
+    ask->step = step > ask->step ? step : ask->step;
+    return ask;
 }
 
 void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot, int64_t now_ns)
@@ -389,10 +386,6 @@ void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot,
     }
     if (ask->held) {
         ask->give_up_ns = now_ns + ws->cfg.hold_ns;
-        return;
-    }
-    if (w->n_held >= w->capacity) {
-        xs_workers_end_ask(ws, place, ask);
         return;
     }
     ask->held = true;
@@ -410,7 +403,12 @@ void xs_workers_end_ask(xs_workers *ws, uint32_t place, xs_ask *ask)
         w->n_held--;
         xs_residency_release_hold(ws->residency, ask->slot);
     }
-    *ask = w->asks[--w->n_asks];
+    w->ask_of[ask->expert] = 0;
+    xs_ask *last = &w->asks[--w->n_asks];
+    if (ask != last) {
+        *ask = *last;
+        w->ask_of[ask->expert] = (uint32_t)(ask - w->asks) + 1;
+    }
 }
 
 void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step)
@@ -432,34 +430,36 @@ static bool was_leased(const xs_workers *ws, uint32_t place, const xs_ask *ask)
            xs_lease_entry_names_slot(e, ask->slot);
 }
 
-static uint32_t settle_one(xs_workers *ws, uint32_t place, int64_t now_ns)
+/* False: the worker is stalled. */
+static bool settle_one(xs_workers *ws, uint32_t place, int64_t now_ns)
 {
     xs_worker *w = &ws->at[place];
-    uint32_t n_ended = 0;
     for (uint32_t i = w->n_asks; i > 0 && w->n_held > 0; i--) {
         xs_ask *ask = &w->asks[i - 1];
         if (!ask->held) {
             continue;
         }
-        bool leased = was_leased(ws, place, ask);
-        if (leased || now_ns >= ask->give_up_ns) {
-            ws->counters.hold_timeouts += !leased;
+        if (was_leased(ws, place, ask)) {
+            w->leased_ns = now_ns;
             xs_workers_end_ask(ws, place, ask);
-            n_ended++;
+        } else if (now_ns >= ask->give_up_ns && now_ns - w->leased_ns >= ws->cfg.hold_ns) {
+            ws->counters.stalled++;
+            xs_workers_cancel(ws, place, UINT64_MAX);
+            return false;
         }
     }
-    return n_ended;
+    return true;
 }
 
-uint32_t xs_workers_settle(xs_workers *ws, int64_t now_ns)
+uint64_t xs_workers_settle(xs_workers *ws, int64_t now_ns)
 {
-    uint32_t n_ended = 0;
+    uint64_t stalled = 0;
     for (uint32_t p = 0; p < ws->cfg.max_workers; p++) {
-        if (ws->at[p].id != 0) {
-            n_ended += settle_one(ws, p, now_ns);
+        if (ws->at[p].id != 0 && !settle_one(ws, p, now_ns)) {
+            stalled |= 1ull << p;
         }
     }
-    return n_ended;
+    return stalled;
 }
 
 const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws)

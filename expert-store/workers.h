@@ -6,8 +6,8 @@
  * A worker lives as long as it holds a flock on its lease table; its pid is for people only.
  * An *ask* is one expert that a WANT named and that this worker has not been seen to lease yet:
  * first waiting for the load, then holding the slot (residency.h) until a lease or a use by this
- * worker is seen, CANCEL, death, or the deadline. At most lease_capacity slots are held for one
- * worker, so the RAM minimum leaves a slot to load into.
+ * worker is seen, CANCEL, or death. A worker that lets a held slot wait past the deadline is
+ * stalled: all its asks end (it will want again), so that it cannot keep slots from others.
  * Threads: the store's event loop. Lease tables outlive the store on purpose (adoption).
  */
 #ifndef XS_WORKERS_H
@@ -23,7 +23,7 @@
 #include "proto/messages.h"
 #include "proto/socket.h"
 
-enum { XS_MAX_ASKS = 4096, XS_OPERATOR_PLACE = 63 };
+enum { XS_OPERATOR_PLACE = 63 };
 
 typedef struct xs_ask {
     uint32_t expert;
@@ -45,8 +45,10 @@ typedef struct xs_worker {
     bool locked;    /* its flock was seen */
     int64_t joined_ns;
     uint64_t last_step; /* that it asked or cancelled at */
+    int64_t leased_ns;  /* a held slot was seen leased: it is not stalled */
     uint32_t n_asks, n_held;
-    xs_ask *asks; /* [XS_MAX_ASKS], owned */
+    xs_ask *asks;     /* [n_experts], the first n_asks; owned */
+    uint32_t *ask_of; /* [n_experts], index into asks, plus 1; 0: none; owned */
 } xs_worker;
 
 typedef struct xs_workers_cfg {
@@ -63,7 +65,7 @@ typedef struct xs_workers_cfg {
 
 typedef struct xs_workers_counters {
     uint64_t joined, rejoined, adopted, gone;
-    uint64_t hold_timeouts; /* a slot was loaded for a worker that never leased it */
+    uint64_t stalled; /* a slot was loaded for a worker that did not lease it in time */
 } xs_workers_counters;
 
 typedef struct xs_workers xs_workers; /* opaque */
@@ -96,17 +98,18 @@ uint64_t xs_workers_probe(xs_workers *ws, int64_t now_ns);
 void xs_workers_remove(xs_workers *ws, uint32_t place);
 
 /* ---- asks ---- */
-/* True if it is new. MOE_ERR_LIMIT: XS_MAX_ASKS are outstanding. */
-MOE_MUST_CHECK moe_status xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert,
-                                         uint64_t step, int64_t now_ns, bool *out_new,
-                                         moe_err *err);
+/* *out_new, if it was not outstanding already. Valid until the next change of this worker's asks.
+ */
+xs_ask *xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
+                       int64_t now_ns, bool *out_new);
 xs_ask *xs_workers_find_ask(xs_workers *ws, uint32_t place, uint32_t expert); /* or NULL */
-/* The expert is READY in `slot`: hold it for its asker, or end the ask when it may hold no more. */
+/* The expert is READY in `slot`: keep it there for its asker. */
 void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot, int64_t now_ns);
 void xs_workers_end_ask(xs_workers *ws, uint32_t place, xs_ask *ask);
 void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step); /* asks up to `step` */
-/* Ends the holds whose lease or use was seen or whose time is up; returns how many. */
-uint32_t xs_workers_settle(xs_workers *ws, int64_t now_ns);
+/* Ends the holds whose lease or use was seen, and all asks of workers that are stalled; returns the
+ * bits of their places: what they have in the fetch queue is void, too. */
+uint64_t xs_workers_settle(xs_workers *ws, int64_t now_ns);
 const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws);
 
 #endif
