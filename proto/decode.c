@@ -69,7 +69,7 @@ static int read_item(reader *r, item *out)
         return 1;
     }
     if (b <= 0x8f) {
-        out->elements = 2u * (b & 0x0fu);
+        out->elements = 2ull * (b & 0x0fu);
         return 1;
     }
     if (b <= 0x9f) {
@@ -376,6 +376,9 @@ static moe_status get_message(const msgpack_object *o, wire_message *out, moe_er
 moe_status wire_decode(const void *data, size_t bytes, wire_message *out, moe_err *err)
 {
     memset(&out->h, 0, sizeof out->h);
+    if (bytes == 0) {
+        return MOE_FAIL(err, MOE_ERR_FORMAT, "message is empty");
+    }
     if (bytes > WIRE_MAX_MESSAGE_BYTES) {
         return MOE_FAIL(err, MOE_ERR_LIMIT, "message of %zu bytes, at most %d", bytes,
                         WIRE_MAX_MESSAGE_BYTES);

@@ -22,6 +22,16 @@
 #include "proto/messages.h"
 #include "proto/socket.h"
 
+void *__real_calloc(size_t n, size_t bytes);
+void *__wrap_calloc(size_t n, size_t bytes);
+
+static bool calloc_fails;
+
+void *__wrap_calloc(size_t n, size_t bytes)
+{
+    return calloc_fails ? NULL : __real_calloc(n, bytes);
+}
+
 #define PATIENCE_NS (10 * MOE_NS_PER_S) /* only a broken build waits that long */
 #define OTHER_UID 65534
 
@@ -273,6 +283,23 @@ static void a_missing_parent_or_a_file_as_directory_is_an_error(void **state)
     cfg.endpoint = p->endpoint;
     assert_int_equal(MOE_ERR_INVALID, wire_router_create(&cfg, &r, &err));
     assert_int_equal(0, unlink(dir));
+}
+
+static void without_memory_nothing_is_created(void **state)
+{
+    const place *p = *state;
+    wire_router_cfg cfg = {.endpoint = p->endpoint, .allow_uid = -1, .max_message_bytes = 1024};
+    wire_router *r = NULL;
+    wire_dealer *d = NULL;
+    calloc_fails = true;
+    moe_status of_router = wire_router_create(&cfg, &r, NULL);
+    moe_status of_dealer = wire_dealer_create(p->endpoint, &d, NULL);
+    calloc_fails = false;
+    assert_int_equal(MOE_ERR_NO_MEMORY, of_router);
+    assert_int_equal(MOE_ERR_NO_MEMORY, of_dealer);
+    assert_null(r);
+    assert_null(d);
+    assert_int_equal(-1, access(p->path, F_OK));
 }
 
 static void sends_without_a_store_are_refused_at_once(void **state)
@@ -595,6 +622,7 @@ int main(void)
         PLACED(the_socket_and_its_new_directory_are_private_and_removed),
         PLACED(a_directory_that_others_may_change_is_refused),
         PLACED(a_missing_parent_or_a_file_as_directory_is_an_error),
+        PLACED(without_memory_nothing_is_created),
         PLACED(sends_without_a_store_are_refused_at_once),
         PLACED(a_send_to_a_peer_that_left_is_refused_at_once),
         PLACED(a_peer_that_does_not_read_costs_a_refusal_not_a_wait),

@@ -240,11 +240,12 @@ static void release(wire_message *m)
 /* Decodes a heap copy of exactly these bytes, so that asan sees a read past them. */
 static moe_status decode_copy(const void *data, size_t bytes, wire_message *out, moe_err *err)
 {
-    void *copy = malloc(bytes);
-    assert_true(copy != NULL || bytes == 0);
-    if (bytes > 0) {
-        memcpy(copy, data, bytes);
+    if (bytes == 0) {
+        return wire_decode(NULL, 0, out, err);
     }
+    void *copy = malloc(bytes);
+    assert_non_null(copy);
+    memcpy(copy, data, bytes);
     moe_status st = wire_decode(copy, bytes, out, err);
     free(copy);
     return st;
@@ -811,6 +812,7 @@ static void mutated_messages_are_refused_or_consistent(void **state)
     for (int round = 0; round < ROUNDS; round++) {
         uint8_t bytes[512];
         size_t n = unhex(goldens[(size_t)round % N_GOLDENS].hex, bytes, sizeof bytes);
+        assert_true(n > 0);
         for (uint64_t edits = 1 + next_random(&seed) % 4; edits > 0; edits--) {
             uint64_t at = next_random(&seed) % n, noise = next_random(&seed);
             uint64_t flipped = bytes[at] ^ UINT64_C(1) << noise % 8;
