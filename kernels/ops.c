@@ -6,6 +6,10 @@
 
 #include "kernels/backend/backend_cpu.h"
 #include "kernels/ops/ops_cpu.h"
+#ifdef PREGATE_WITH_CUDA
+#include "kernels/backend/backend_cuda.h"
+#include "kernels/ops/ops_cuda.h"
+#endif
 
 static const krn_ops all_ops[] = {
     {.name = "cpu",
@@ -42,6 +46,46 @@ static const krn_ops all_ops[] = {
      .expert_ffn = krn_cpu_expert_ffn,
      .expert_combine = krn_cpu_expert_combine,
      .argmax = krn_cpu_argmax},
+#ifdef PREGATE_WITH_CUDA
+    {.name = "cuda",
+     .backend = {.probe = krn_cuda_probe,
+                 .open = krn_cuda_open,
+                 .close = krn_cuda_close,
+                 .info = krn_cuda_info,
+                 .mem_alloc = krn_cuda_mem_alloc,
+                 .mem_free = krn_cuda_mem_free,
+                 .host_alloc = krn_cuda_host_alloc,
+                 .host_free = krn_cuda_host_free,
+                 .host_register = krn_cuda_host_register,
+                 .host_unregister = krn_cuda_host_unregister,
+                 .stream_create = krn_cuda_stream_create,
+                 .stream_destroy = krn_cuda_stream_destroy,
+                 .stream_sync = krn_cuda_stream_sync,
+                 .copy_async = krn_cuda_copy_async,
+                 .fill_async = krn_cuda_fill_async,
+                 .write32_async = krn_cuda_write32_async,
+                 .wait32_async = krn_cuda_wait32_async,
+                 .event_create = krn_cuda_event_create,
+                 .event_destroy = krn_cuda_event_destroy,
+                 .event_record = krn_cuda_event_record,
+                 .event_query = krn_cuda_event_query,
+                 .event_ns = krn_cuda_event_ns,
+                 .graph_begin = krn_cuda_graph_begin,
+                 .graph_end = krn_cuda_graph_end,
+                 .graph_launch = krn_cuda_graph_launch,
+                 .graph_destroy = krn_cuda_graph_destroy},
+     .embed = krn_cuda_embed,
+     .rms_norm = krn_cuda_rms_norm,
+     .linear = krn_cuda_linear,
+     .kv_store = krn_cuda_kv_store,
+     .attention = krn_cuda_attention,
+     .gate_topk = krn_cuda_gate_topk,
+     .dispatch = krn_cuda_dispatch,
+     .publish = krn_cuda_publish,
+     .expert_ffn = krn_cuda_expert_ffn,
+     .expert_combine = krn_cuda_expert_combine,
+     .argmax = krn_cuda_argmax},
+#endif
 };
 
 enum { N_BACKENDS = sizeof all_ops / sizeof all_ops[0] };

@@ -16,8 +16,14 @@
 #ifndef KRN_OPS_ROUTING_H
 #define KRN_OPS_ROUTING_H
 
-#include <stdatomic.h>
 #include <stdint.h>
+
+#ifdef __cplusplus
+typedef uint32_t krn_seq; /* device code: written by publish_cuda.cu behind its own fence */
+#else
+#include <stdatomic.h>
+typedef _Atomic uint32_t krn_seq;
+#endif
 
 enum { KRN_MAX_WAVE_EXPERTS = 64, KRN_MAX_EXPERTS = 512 };
 
@@ -48,7 +54,7 @@ typedef enum krn_mail_kind {
 } krn_mail_kind;
 
 typedef struct krn_mail {
-    _Atomic uint32_t seq;
+    krn_seq seq;
     uint32_t kind;  /* krn_mail_kind */
     uint32_t block; /* flat block */
     uint32_t wave;
