@@ -399,11 +399,10 @@ static moe_status start_daemon(gw_http *h, moe_err *err)
         flags |= MHD_USE_IPv6;
     }
     errno = 0;
-    h->daemon = MHD_start_daemon(flags, 0, NULL, NULL, handle, h, MHD_OPTION_SOCK_ADDR,
-                                 (struct sockaddr *)&address, MHD_OPTION_CONNECTION_LIMIT,
-                                 h->cfg.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
-                                 (unsigned)IDLE_TIMEOUT_S, MHD_OPTION_NOTIFY_COMPLETED, completed,
-                                 h, MHD_OPTION_LISTENING_ADDRESS_REUSE, 1u, MHD_OPTION_END);
+    h->daemon = MHD_start_daemon(
+        flags, 0, NULL, NULL, handle, h, MHD_OPTION_SOCK_ADDR, (struct sockaddr *)&address,
+        MHD_OPTION_CONNECTION_LIMIT, h->cfg.max_connections, MHD_OPTION_CONNECTION_TIMEOUT,
+        (unsigned)IDLE_TIMEOUT_S, MHD_OPTION_NOTIFY_COMPLETED, completed, h, MHD_OPTION_END);
     if (h->daemon == NULL) {
         int code = errno;
         return MOE_FAIL_NATIVE(err, code == EADDRINUSE ? MOE_ERR_BUSY : MOE_ERR_IO, MOE_LAYER_ERRNO,
