@@ -163,6 +163,7 @@ static moe_status on_hello(xs_store *s, const origin *from, moe_err *err)
 {
     uint32_t place = 0;
     moe_status st = check_running(s, err);
+    xs_bury_workers(s, from->now_ns); /* this may be the successor of one of them */
     if (st == MOE_OK) {
         st = xs_workers_join(s->workers, &s->in.hello, from->peer, from->now_ns, &place, err);
     }
@@ -311,10 +312,19 @@ void xs_settle_workers(xs_store *s, int64_t now_ns)
     }
 }
 
-void xs_forget_worker(xs_store *s, uint32_t place)
+void xs_bury_workers(xs_store *s, int64_t now_ns)
 {
-    s->counters.cancelled += xs_fetch_queue_cancel(s->queue, place, UINT64_MAX);
-    xs_workers_remove(s->workers, place);
+    uint64_t gone = xs_workers_probe(s->workers, now_ns);
+    for (uint32_t p = 0; gone >> p != 0; p++) {
+        if ((gone >> p & 1) == 0) {
+            continue;
+        }
+        const xs_worker *w = xs_workers_at(s->workers, p);
+        moe_log(MOE_LOG_INFO, "store", "worker_gone", "worker=%u name=%s pid=%u", w->id, w->name,
+                w->pid);
+        s->counters.cancelled += xs_fetch_queue_cancel(s->queue, p, UINT64_MAX);
+        xs_workers_remove(s->workers, p);
+    }
 }
 
 /* ---- anyone ---- */

@@ -26,7 +26,7 @@ void xs_reply_failed(xs_store *s, uint32_t place, const wire_failed *what);
 
 /* Holds that were taken up end; what stalled workers asked for is void. */
 void xs_settle_workers(xs_store *s, int64_t now_ns);
-/* A worker is gone: what it asked for is void, its leases are free. */
-void xs_forget_worker(xs_store *s, uint32_t place);
+/* Workers that are gone: what they asked for is void, their leases are free. */
+void xs_bury_workers(xs_store *s, int64_t now_ns);
 
 #endif

@@ -19,6 +19,7 @@
 enum {
     MESSAGES_PER_TURN = 64, /* then reads get their turn */
     STARVED_LOOK_US = 200,  /* leases end without a message; about one DMA of an expert */
+    CONTENDED_HOLD_MS = 50, /* far longer than a worker needs to take a lease */
     RATE_TICK_MS = 250,
     LOG_QUIET_S = 1,
     FLUSH_MS = 50 /* what a socket has not sent when it closes is lost */
@@ -393,19 +394,6 @@ static void take_signals(xs_server *sv)
     }
 }
 
-static void look_after_workers(xs_store *s, int64_t now_ns)
-{
-    uint64_t gone = xs_workers_probe(s->workers, now_ns);
-    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
-        if ((gone & 1ull << p) != 0) {
-            const xs_worker *w = xs_workers_at(s->workers, p);
-            moe_log(MOE_LOG_INFO, "store", "worker_gone", "worker=%u name=%s pid=%u", w->id,
-                    w->name, w->pid);
-            xs_forget_worker(s, p);
-        }
-    }
-}
-
 static void update_rate(xs_store *s, int64_t now_ns)
 {
     double seconds = (double)(now_ns - s->rate_ns) / (double)MOE_NS_PER_S;
@@ -424,7 +412,7 @@ static void tick(xs_server *sv, int64_t now_ns)
     xs_store *s = &sv->store;
     if (now_ns >= sv->next_probe_ns) {
         sv->next_probe_ns = now_ns + (int64_t)s->cfg->worker_probe_ms * MOE_NS_PER_MS;
-        look_after_workers(s, now_ns);
+        xs_bury_workers(s, now_ns);
         xs_settle_workers(s, now_ns);
         (void)xs_residency_sweep(s->residency);
     }
@@ -443,6 +431,15 @@ static void begin_stop(xs_server *sv, int64_t now_ns)
     moe_log(MOE_LOG_INFO, "store", "stopping", "reads_in_flight=%u", s->n_in_flight);
 }
 
+/* A read waits for a slot: has a worker taken, or waited too long with, what was kept for it? */
+static void find_slots(xs_store *s, int64_t now_ns)
+{
+    xs_settle_workers(s, now_ns);
+    if (xs_residency_sweep(s->residency) == 0) {
+        (void)xs_workers_break_hold(s->workers, now_ns, CONTENDED_HOLD_MS * MOE_NS_PER_MS);
+    }
+}
+
 /* One look at everything; false when nothing was there. */
 static bool turn(xs_server *sv)
 {
@@ -458,8 +455,7 @@ static bool turn(xs_server *sv)
         begin_stop(sv, now_ns);
     }
     if (s->starved) {
-        xs_settle_workers(s, now_ns);
-        (void)xs_residency_sweep(s->residency);
+        find_slots(s, now_ns);
     }
     xs_loading_start(s, now_ns);
     return busy;

@@ -21,7 +21,7 @@ static const moe_config_row rows[] = {
         "a per-user directory under the temporary one"),
     ROW(synthetic, MOE_CFG_STR, 0, 0, "",
         "serve a made-up model (switch-base-128, switch-tiny, ...) instead of --store"),
-    ROW(seed, MOE_CFG_U64, 0, 1.8e19, "1", "seed of --synthetic"),
+    ROW(seed, MOE_CFG_U64, 0, 9007199254740992.0, "1", "seed of --synthetic"),
     ROW_ENUM(dtype, "bf16|f16|f32", "bf16", "element type of --synthetic"),
     ROW(max_workers, MOE_CFG_U64, 1, 63, "8", "workers served at the same time"),
     ROW(leases_per_worker, MOE_CFG_U64, 0, 65536, "0",

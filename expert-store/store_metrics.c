@@ -289,6 +289,8 @@ static void add_workers(const list *l, const xs_store *s)
     counter(l, "pregate_store_workers_adopted_total", "Workers taken over from a store that died",
             c->adopted);
     counter(l, "pregate_store_workers_gone_total", "Workers whose lock was released", c->gone);
+    counter(l, "pregate_store_holds_broken_total",
+            "Slots kept for a worker, given up early because a read needed one", c->holds_broken);
     counter(l, "pregate_store_workers_stalled_total",
             "Workers that did not lease what was loaded for them in time", c->stalled);
     add_worker(l, &s->leases.gone, "gone");

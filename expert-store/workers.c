@@ -83,6 +83,12 @@ static bool holds_flock(const moe_shm_region *table)
     return errno == EWOULDBLOCK;
 }
 
+static uint32_t table_pid(const xs_worker *w)
+{
+    const moe_lease_header *h = w->table.base;
+    return atomic_load_explicit(&h->pid, memory_order_relaxed);
+}
+
 uint64_t xs_workers_probe(xs_workers *ws, int64_t now_ns)
 {
     uint64_t gone = 0;
@@ -93,7 +99,7 @@ uint64_t xs_workers_probe(xs_workers *ws, int64_t now_ns)
         }
         if (holds_flock(&w->table)) {
             w->locked = true;
-        } else if (w->locked || now_ns - w->joined_ns > ws->cfg.grace_ns) {
+        } else if (w->locked || table_pid(w) != 0 || now_ns - w->joined_ns > ws->cfg.grace_ns) {
             gone |= 1ull << p;
         }
     }
@@ -170,12 +176,6 @@ int xs_workers_find(const xs_workers *ws, const wire_peer *peer)
         }
     }
     return -1;
-}
-
-static uint32_t table_pid(const xs_worker *w)
-{
-    const moe_lease_header *h = w->table.base;
-    return atomic_load_explicit(&h->pid, memory_order_relaxed);
 }
 
 /* The place of the worker that `hello` says it is; *out_place -1: no such worker any more.
@@ -361,21 +361,6 @@ xs_ask *xs_workers_find_ask(xs_workers *ws, uint32_t place, uint32_t expert)
     return w->ask_of[expert] != 0 ? &w->asks[w->ask_of[expert] - 1] : NULL;
 }
 
-xs_ask *xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
-                       int64_t now_ns, bool *out_new)
-{
-    xs_worker *w = &ws->at[place];
-    xs_ask *ask = xs_workers_find_ask(ws, place, expert);
-    *out_new = ask == NULL;
-    if (ask == NULL) {
-        ask = &w->asks[w->n_asks++];
-        *ask = (xs_ask){.expert = expert, .asked_ns = now_ns};
-        w->ask_of[expert] = w->n_asks;
-    }
-    ask->step = step > ask->step ? step : ask->step;
-    return ask;
-}
-
 void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot, int64_t now_ns)
 {
     xs_worker *w = &ws->at[place];
@@ -384,14 +369,12 @@ void xs_workers_hold(xs_workers *ws, uint32_t place, xs_ask *ask, uint32_t slot,
         ask->held = false;
         w->n_held--;
     }
+    ask->held_ns = now_ns;
     if (ask->held) {
-        ask->give_up_ns = now_ns + ws->cfg.hold_ns;
         return;
     }
     ask->held = true;
     ask->slot = slot;
-    ask->give_up_ns = now_ns + ws->cfg.hold_ns;
-    ask->uses_at_hold = xs_lease_entry_uses(&ws->cfg.leases->at[place], ask->expert);
     w->n_held++;
     xs_residency_hold(ws->residency, slot);
 }
@@ -426,8 +409,29 @@ void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step)
 static bool was_leased(const xs_workers *ws, uint32_t place, const xs_ask *ask)
 {
     const xs_lease_entry *e = &ws->cfg.leases->at[place];
-    return xs_lease_entry_uses(e, ask->expert) != ask->uses_at_hold ||
+    return xs_lease_entry_uses(e, ask->expert) != ask->uses_before ||
            xs_lease_entry_names_slot(e, ask->slot);
+}
+
+xs_ask *xs_workers_ask(xs_workers *ws, uint32_t place, uint32_t expert, uint64_t step,
+                       int64_t now_ns, bool *out_new)
+{
+    xs_worker *w = &ws->at[place];
+    xs_ask *ask = xs_workers_find_ask(ws, place, expert);
+    if (ask != NULL && ask->held && was_leased(ws, place, ask)) { /* wanted, had, wanted again */
+        xs_workers_end_ask(ws, place, ask);
+        ask = NULL;
+    }
+    *out_new = ask == NULL;
+    if (ask == NULL) {
+        ask = &w->asks[w->n_asks++];
+        *ask = (xs_ask){.expert = expert,
+                        .asked_ns = now_ns,
+                        .uses_before = xs_lease_entry_uses(&ws->cfg.leases->at[place], expert)};
+        w->ask_of[expert] = w->n_asks;
+    }
+    ask->step = step > ask->step ? step : ask->step;
+    return ask;
 }
 
 /* False: the worker is stalled. */
@@ -442,7 +446,8 @@ static bool settle_one(xs_workers *ws, uint32_t place, int64_t now_ns)
         if (was_leased(ws, place, ask)) {
             w->leased_ns = now_ns;
             xs_workers_end_ask(ws, place, ask);
-        } else if (now_ns >= ask->give_up_ns && now_ns - w->leased_ns >= ws->cfg.hold_ns) {
+        } else if (now_ns - ask->held_ns >= ws->cfg.hold_ns &&
+                   now_ns - w->leased_ns >= ws->cfg.hold_ns) {
             ws->counters.stalled++;
             xs_workers_cancel(ws, place, UINT64_MAX);
             return false;
@@ -460,6 +465,27 @@ uint64_t xs_workers_settle(xs_workers *ws, int64_t now_ns)
         }
     }
     return stalled;
+}
+
+bool xs_workers_break_hold(xs_workers *ws, int64_t now_ns, int64_t age_ns)
+{
+    xs_ask *oldest = NULL;
+    uint32_t place = 0;
+    for (uint32_t p = 0; p < ws->cfg.max_workers; p++) {
+        for (uint32_t i = 0; i < ws->at[p].n_asks && ws->at[p].n_held > 0; i++) {
+            xs_ask *ask = &ws->at[p].asks[i];
+            if (ask->held && (oldest == NULL || ask->held_ns < oldest->held_ns)) {
+                oldest = ask;
+                place = p;
+            }
+        }
+    }
+    if (oldest == NULL || now_ns - oldest->held_ns < age_ns) {
+        return false;
+    }
+    ws->counters.holds_broken++;
+    xs_workers_end_ask(ws, place, oldest);
+    return true;
 }
 
 const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws)

@@ -7,7 +7,9 @@
  * An *ask* is one expert that a WANT named and that this worker has not been seen to lease yet:
  * first waiting for the load, then holding the slot (residency.h) until a lease or a use by this
  * worker is seen, CANCEL, or death. A worker that lets a held slot wait past the deadline is
- * stalled: all its asks end (it will want again), so that it cannot keep slots from others.
+ * stalled: all its asks end (it will want again). Where slots are so few that a read waits for one,
+ * the oldest hold is broken much earlier: an expert too early for one worker must not keep out
+ * the one that it or another needs first.
  * Threads: the store's event loop. Lease tables outlive the store on purpose (adoption).
  */
 #ifndef XS_WORKERS_H
@@ -27,12 +29,12 @@ enum { XS_OPERATOR_PLACE = 63 };
 
 typedef struct xs_ask {
     uint32_t expert;
-    uint32_t slot;         /* meaningful while held */
-    bool held;             /* loaded; waiting for the lease */
-    uint64_t step;         /* latest WANT */
-    int64_t asked_ns;      /* first WANT */
-    int64_t give_up_ns;    /* of the hold */
-    uint64_t uses_at_hold; /* by this worker */
+    uint32_t slot;        /* meaningful while held */
+    bool held;            /* loaded; waiting for the lease */
+    uint64_t step;        /* latest WANT */
+    int64_t asked_ns;     /* first WANT */
+    int64_t held_ns;      /* since when */
+    uint64_t uses_before; /* by this worker, at the first WANT: READY may be used at once */
 } xs_ask;
 
 typedef struct xs_worker {
@@ -42,7 +44,7 @@ typedef struct xs_worker {
     moe_shm_region table; /* owned */
     uint32_t capacity;
     wire_peer peer; /* id_bytes 0: has not said HELLO to this store yet */
-    bool locked;    /* its flock was seen */
+    bool locked;    /* its flock was seen, or what it writes once it has it: its pid */
     int64_t joined_ns;
     uint64_t last_step; /* that it asked or cancelled at */
     int64_t leased_ns;  /* a held slot was seen leased: it is not stalled */
@@ -65,6 +67,7 @@ typedef struct xs_workers_cfg {
 
 typedef struct xs_workers_counters {
     uint64_t joined, rejoined, adopted, gone;
+    uint64_t holds_broken;
     uint64_t stalled; /* a slot was loaded for a worker that did not lease it in time */
 } xs_workers_counters;
 
@@ -110,6 +113,8 @@ void xs_workers_cancel(xs_workers *ws, uint32_t place, uint64_t step); /* asks u
 /* Ends the holds whose lease or use was seen, and all asks of workers that are stalled; returns the
  * bits of their places: what they have in the fetch queue is void, too. */
 uint64_t xs_workers_settle(xs_workers *ws, int64_t now_ns);
+/* Ends the oldest hold that is at least `age_ns` old; false when there is none. */
+bool xs_workers_break_hold(xs_workers *ws, int64_t now_ns, int64_t age_ns);
 const xs_workers_counters *xs_workers_get_counters(const xs_workers *ws);
 
 #endif

@@ -12,7 +12,7 @@
  *     32     4  n_experts     use records
  *     36     4  n_blocks      block counter records
  *     40     4  layout        MOE_LEASE_LAYOUT
- *     44     4  pid           of the worker, for people; atomic
+ *     44     4  pid           of the worker, written once it holds the lock; atomic
  *     48    16  reserved
  *     64   ...  worker counters (moe_worker_counters), to 4096
  *   4096        lease words   [capacity] u64, 0 = free, else the board word that is leased
