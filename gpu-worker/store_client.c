@@ -27,6 +27,8 @@ static const int64_t retry_send_ns = 2 * MOE_NS_PER_MS;    /* after a full or ab
 static const int64_t want_again_ns = 250 * MOE_NS_PER_MS;  /* unanswered WANTs */
 static const int64_t ping_after_ns = 500 * MOE_NS_PER_MS;  /* of silence */
 static const int64_t silent_after_ns = 2 * MOE_NS_PER_S;   /* of silence: greet again */
+static const int64_t place_wait_ns =
+    2 * MOE_NS_PER_S; /* create: for a place just left to be free */
 static const int64_t say_waiting_ns = 300 * MOE_NS_PER_MS; /* create: call on_waiting */
 
 typedef enum want_state { WANT_NONE = 0, WANT_SENT, WANT_FAILED } want_state;
@@ -458,7 +460,9 @@ static moe_status greet(gw_store_client *c, moe_err *err)
         }
         if (wire_dealer_recv(c->dealer, 5 * MOE_NS_PER_MS, &data, &bytes, NULL) == MOE_OK) {
             moe_status st = read_greeting(c, data, bytes, err);
-            if (st != MOE_ERR_AGAIN) {
+            bool no_place = (st == MOE_ERR_LIMIT || st == MOE_ERR_BUSY) &&
+                            moe_now_ns() - begin_ns < place_wait_ns;
+            if (st != MOE_ERR_AGAIN && !no_place) {
                 return st;
             }
         }
