@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/lock.h"
 #include "common/log.h"
 #include "gpu-worker/sampler.h"
 #include "gpu-worker/sequence.h"
@@ -39,8 +40,8 @@ struct gw_engine {
     gw_engine_cfg cfg;
     char *endpoint; /* owned; cfg.endpoint points here */
     pthread_t thread;
-    pthread_mutex_t mu;
-    pthread_cond_t changed; /* anything below */
+    moe_mutex mu;
+    moe_cond changed; /* anything guarded by mu */
 
     /* guarded by mu */
     bool stop;
@@ -67,38 +68,21 @@ struct gw_engine {
 
 /* ---- waiting and waking ---- */
 
-static void lock(gw_engine *e)
-{
-    pthread_mutex_lock(&e->mu);
-}
-
-static void unlock(gw_engine *e)
-{
-    pthread_mutex_unlock(&e->mu);
-}
-
-static void wait_until_locked(gw_engine *e, int64_t deadline_ns)
-{
-    const struct timespec ts = {.tv_sec = (time_t)(deadline_ns / MOE_NS_PER_S),
-                                .tv_nsec = (long)(deadline_ns % MOE_NS_PER_S)};
-    (void)pthread_cond_timedwait(&e->changed, &e->mu, &ts);
-}
-
 static bool stopping(gw_engine *e)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     bool stop = e->stop;
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     return stop;
 }
 
 static void wait_for_work(gw_engine *e)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     while (!e->stop && e->n_waiting == 0 && e->n_running == 0) {
-        pthread_cond_wait(&e->changed, &e->mu);
+        moe_cond_wait(&e->changed, &e->mu);
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 /* ---- counters ---- */
@@ -143,15 +127,15 @@ static void end_running(gw_engine *e, uint32_t i, gw_finish finish, const moe_er
                                     : &counters(e)->sequences_finished,
           1);
     tell_done(s, finish, err);
-    lock(e);
+    moe_mutex_lock(&e->mu);
     e->running[i] = NULL; /* from here on cancel cannot find it */
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     gw_sequence_destroy(s);
 }
 
 static void compact_running(gw_engine *e)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     uint32_t kept = 0;
     for (uint32_t i = 0; i < e->n_running; i++) {
         if (e->running[i] != NULL) {
@@ -159,7 +143,7 @@ static void compact_running(gw_engine *e)
         }
     }
     e->n_running = kept;
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 /* Unlinks the waiting sequences that are cancelled, or all of them. */
@@ -167,7 +151,7 @@ static gw_sequence *take_waiting(gw_engine *e, bool all)
 {
     gw_sequence *taken = NULL;
     gw_sequence **taken_end = &taken;
-    lock(e);
+    moe_mutex_lock(&e->mu);
     gw_sequence **at = &e->waiting;
     while (*at != NULL) {
         gw_sequence *s = *at;
@@ -181,7 +165,7 @@ static gw_sequence *take_waiting(gw_engine *e, bool all)
             at = &s->next;
         }
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     return taken;
 }
 
@@ -213,9 +197,9 @@ static moe_err cancelled_err(void)
 
 static bool is_cancelled(gw_engine *e, uint32_t i)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     bool cancelled = e->running[i]->cancelled;
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     return cancelled;
 }
 
@@ -238,7 +222,7 @@ static void end_cancelled(gw_engine *e)
 static void admit(gw_engine *e)
 {
     uint32_t n_tokens = 0;
-    lock(e);
+    moe_mutex_lock(&e->mu);
     while (e->waiting != NULL && e->n_running < e->cfg.max_batch) {
         gw_sequence *s = e->waiting;
         n_tokens += s->request.n_input;
@@ -251,7 +235,7 @@ static void admit(gw_engine *e)
         e->n_waiting--;
         e->running[e->n_running++] = s;
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 static bool any_record(gw_sequence *const *seqs, uint32_t n)
@@ -404,7 +388,7 @@ static moe_status step(gw_engine *e, moe_err *err)
 static moe_status check_files(gw_engine *e, const gw_session *s, moe_err *err)
 {
     moe_status st = MOE_OK;
-    lock(e);
+    moe_mutex_lock(&e->mu);
     for (const struct file *f = e->files; f != NULL && st == MOE_OK; f = f->next) {
         const void *data = NULL;
         const moe_dense_entry *entry =
@@ -416,16 +400,16 @@ static moe_status check_files(gw_engine *e, const gw_session *s, moe_err *err)
                           f->name);
         }
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     return st;
 }
 
 static void set_session(gw_engine *e, gw_session *s, const char *note)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     e->session = s;
     (void)snprintf(e->note, sizeof e->note, "%s", note);
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 static void detach(gw_engine *e, const char *note)
@@ -479,22 +463,22 @@ static void attach_again(gw_engine *e)
     gw_session_destroy(s);
     char note[sizeof e->note];
     moe_err_format(&err, note, sizeof note);
-    lock(e);
+    moe_mutex_lock(&e->mu);
     (void)snprintf(e->note, sizeof e->note, "%s", note);
     if (!e->stop) {
-        wait_until_locked(e, moe_now_ns() + REATTACH_PAUSE_NS);
+        (void)moe_cond_wait_until(&e->changed, &e->mu, moe_now_ns() + REATTACH_PAUSE_NS);
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 static void report_start(gw_engine *e, moe_status st, const moe_err *err)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     e->attached_once = st == MOE_OK;
     e->start_status = st;
     e->start_err = *err;
-    pthread_cond_broadcast(&e->changed);
-    unlock(e);
+    moe_cond_broadcast(&e->changed);
+    moe_mutex_unlock(&e->mu);
 }
 
 static void run_steps(gw_engine *e)
@@ -561,8 +545,8 @@ static void free_engine(gw_engine *e)
         free(e->files);
         e->files = next;
     }
-    pthread_cond_destroy(&e->changed);
-    pthread_mutex_destroy(&e->mu);
+    moe_cond_fini(&e->changed);
+    moe_mutex_fini(&e->mu);
     free(e->candidates);
     free(e->running);
     free(e->endpoint);
@@ -575,12 +559,8 @@ static gw_engine *new_engine(const gw_engine_cfg *cfg)
     if (e == NULL) {
         return NULL;
     }
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
-    pthread_mutex_init(&e->mu, NULL);
-    pthread_cond_init(&e->changed, &monotonic);
-    pthread_condattr_destroy(&monotonic);
+    moe_mutex_init(&e->mu);
+    moe_cond_init(&e->changed);
     e->cfg = *cfg;
     e->next_id = 1;
     e->start_status = MOE_ERR_AGAIN; /* until report_start */
@@ -609,12 +589,12 @@ moe_status gw_engine_create(const gw_engine_cfg *cfg, gw_engine **out, moe_err *
         free_engine(e);
         return MOE_FAIL_NATIVE(err, MOE_ERR_NO_MEMORY, MOE_LAYER_ERRNO, rc, "engine thread");
     }
-    lock(e);
+    moe_mutex_lock(&e->mu);
     while (e->start_status == MOE_ERR_AGAIN) {
-        pthread_cond_wait(&e->changed, &e->mu);
+        moe_cond_wait(&e->changed, &e->mu);
     }
     st = e->start_status;
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     if (st != MOE_OK) {
         pthread_join(e->thread, NULL);
         if (err != NULL) {
@@ -632,10 +612,10 @@ void gw_engine_destroy(gw_engine *e)
     if (e == NULL) {
         return;
     }
-    lock(e);
+    moe_mutex_lock(&e->mu);
     e->stop = true;
-    pthread_cond_broadcast(&e->changed);
-    unlock(e);
+    moe_cond_broadcast(&e->changed);
+    moe_mutex_unlock(&e->mu);
     pthread_join(e->thread, NULL);
     free_engine(e);
 }
@@ -650,7 +630,8 @@ const char *gw_engine_model_name(const gw_engine *e)
     return e->model_name;
 }
 
-static const struct file *find_file_locked(const gw_engine *e, const char *name)
+static const struct file *find_file_locked(gw_engine *e, const char *name) MOE_REQUIRES(e->mu);
+static const struct file *find_file_locked(gw_engine *e, const char *name)
 {
     for (const struct file *f = e->files; f != NULL; f = f->next) {
         if (strcmp(f->name, name) == 0) {
@@ -660,6 +641,8 @@ static const struct file *find_file_locked(const gw_engine *e, const char *name)
     return NULL;
 }
 
+static moe_status copy_file_locked(gw_engine *e, const char *name, moe_err *err)
+    MOE_REQUIRES(e->mu);
 static moe_status copy_file_locked(gw_engine *e, const char *name, moe_err *err)
 {
     if (e->session == NULL) {
@@ -690,7 +673,7 @@ moe_status gw_engine_file(const gw_engine *engine, const char *name, const void 
 {
     gw_engine *e = (gw_engine *)(uintptr_t)engine; /* const to callers: only a cache changes */
     moe_status st = MOE_OK;
-    lock(e);
+    moe_mutex_lock(&e->mu);
     if (find_file_locked(e, name) == NULL) {
         st = copy_file_locked(e, name, err);
     }
@@ -699,10 +682,11 @@ moe_status gw_engine_file(const gw_engine *engine, const char *name, const void 
         *out_data = f->data;
         *out_bytes = f->bytes;
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     return st;
 }
 
+static moe_status enqueue_locked(gw_engine *e, gw_sequence *s, moe_err *err) MOE_REQUIRES(e->mu);
 static moe_status enqueue_locked(gw_engine *e, gw_sequence *s, moe_err *err)
 {
     if (e->stop || e->session == NULL) {
@@ -719,7 +703,7 @@ static moe_status enqueue_locked(gw_engine *e, gw_sequence *s, moe_err *err)
     s->id = e->next_id++;
     *end = s;
     e->n_waiting++;
-    pthread_cond_broadcast(&e->changed);
+    moe_cond_broadcast(&e->changed);
     return MOE_OK;
 }
 
@@ -730,12 +714,12 @@ moe_status gw_engine_submit(gw_engine *e, const gw_request *r, uint64_t *out_id,
     if (st != MOE_OK) {
         return st;
     }
-    lock(e);
+    moe_mutex_lock(&e->mu);
     st = enqueue_locked(e, s, err);
     if (st == MOE_OK && out_id != NULL) {
         *out_id = s->id; /* before unlocking: then it may be gone */
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     if (st != MOE_OK) {
         if (r->record != NULL) {
             gw_record_fini(r->record);
@@ -747,7 +731,7 @@ moe_status gw_engine_submit(gw_engine *e, const gw_request *r, uint64_t *out_id,
 
 void gw_engine_cancel(gw_engine *e, uint64_t id)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     for (gw_sequence *s = e->waiting; s != NULL; s = s->next) {
         s->cancelled = s->cancelled || s->id == id;
     }
@@ -756,16 +740,16 @@ void gw_engine_cancel(gw_engine *e, uint64_t id)
             e->running[i]->cancelled = true;
         }
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 void gw_engine_get_state(gw_engine *e, gw_engine_state *out)
 {
-    lock(e);
+    moe_mutex_lock(&e->mu);
     *out = (gw_engine_state){
         .ready = e->session != NULL, .running = e->n_running, .waiting = e->n_waiting};
     (void)snprintf(out->note, sizeof out->note, "%s", e->note);
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
 }
 
 static uint64_t read_counter(const _Atomic uint64_t *counter)
@@ -811,7 +795,7 @@ static void add_counters(const moe_worker_counters *c, moe_metrics *m)
 
 void gw_engine_metrics(gw_engine *e, moe_metrics *m)
 {
-    lock(e); /* the session must not go away meanwhile */
+    moe_mutex_lock(&e->mu); /* the session must not go away meanwhile */
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_ready", "1 when requests are served",
                     e->session != NULL ? 1.0 : 0.0, "%s", "");
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_running", "Sequences being decoded",
@@ -822,7 +806,7 @@ void gw_engine_metrics(gw_engine *e, moe_metrics *m)
         add_counters(gw_store_client_counters(e->session->client), m);
         gw_pipeline_metrics(e->session->pipeline, m);
     }
-    unlock(e);
+    moe_mutex_unlock(&e->mu);
     moe_metrics_add_histogram(m, "pregate_worker_first_token_seconds",
                               "From submission to the first token", &e->first_token_ns, "%s", "");
     moe_metrics_add_histogram(m, "pregate_worker_encode_seconds", "Encode steps", &e->encode_ns,
