@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -195,19 +196,20 @@ static int register_slots(xs_engine_state *e, uint32_t n_slots)
     return -rc;
 }
 
+/* The cost: bench_reader with and without registered slots, 1 MiB reads, 4 KiB pages. */
 static void note_unregistered_slots(xs_reader_report *report, int failure)
 {
     struct rlimit limit = {0};
+    char reason[64];
+    snprintf(reason, sizeof reason, "%s", moe_native_text(MOE_LAYER_ERRNO, failure));
     if (failure == ENOMEM && getrlimit(RLIMIT_MEMLOCK, &limit) == 0) {
-        xs_reader_note(report,
-                       "slots not registered with io_uring (memlock limit %llu KiB): every read "
-                       "pins its pages anew; raise LimitMEMLOCK",
-                       (unsigned long long)limit.rlim_cur / 1024);
-    } else {
-        xs_reader_note(report,
-                       "slots not registered with io_uring (%s): every read pins its pages anew",
-                       moe_native_text(MOE_LAYER_ERRNO, failure));
+        snprintf(reason, sizeof reason, "memlock limit %llu KiB, raise LimitMEMLOCK",
+                 (unsigned long long)limit.rlim_cur / 1024);
     }
+    xs_reader_note(report,
+                   "slots not registered with io_uring (%s): every read pins its pages anew, about "
+                   "30 us of CPU per MiB",
+                   reason);
 }
 
 static void close_uring(xs_engine_state *e)
