@@ -68,27 +68,35 @@ static __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
-/* n sums at once (n a power of two up to 32): while several are left, each lane hands half of its
- * sums over and keeps the other half. Lane l ends with the sum number l / (32 / n). */
+/* Each lane hands `half` of its 2 * half sums over, and keeps the other half; and so on down to one.
+ * A recursion, not a loop: every index must be a constant, or v leaves the registers. */
+template <int half, int n> static __device__ __forceinline__ void hand_over(float (&v)[n])
+{
+    const int distance = half * WARP / n;
+    const bool upper = (lane_id() & (uint32_t)distance) != 0;
+#pragma unroll
+    for (int i = 0; i < half; i++) {
+        const float keep = upper ? v[i + half] : v[i];
+        const float give = upper ? v[i] : v[i + half];
+        v[i] = keep + __shfl_xor_sync(WHOLE_WARP, give, distance);
+    }
+    if constexpr (half > 1) {
+        hand_over<half / 2>(v);
+    }
+}
+
+/* n sums at once, n a power of two up to 32. Lane l returns the sum number l / (32 / n). */
 template <int n> static __device__ __forceinline__ float warp_sums(float (&v)[n])
 {
-    int distance = WARP / 2;
-#pragma unroll
-    for (int half = n / 2; half >= 1; half /= 2) {
-        const bool upper = (lane_id() & (uint32_t)distance) != 0;
-#pragma unroll
-        for (int i = 0; i < half; i++) {
-            float keep = upper ? v[i + half] : v[i];
-            float give = upper ? v[i] : v[i + half];
-            v[i] = keep + __shfl_xor_sync(WHOLE_WARP, give, distance);
-        }
-        distance /= 2;
+    if constexpr (n > 1) {
+        hand_over<n / 2>(v);
     }
+    float sum = v[0];
 #pragma unroll
-    for (; distance >= 1; distance /= 2) {
-        v[0] += __shfl_xor_sync(WHOLE_WARP, v[0], distance);
+    for (int distance = WARP / n / 2; distance >= 1; distance /= 2) {
+        sum += __shfl_xor_sync(WHOLE_WARP, sum, distance);
     }
-    return v[0];
+    return sum;
 }
 
 /* ---- loads ---- */

@@ -122,7 +122,8 @@ static __device__ __forceinline__ void compute_rows(const ffn_pass &p,
 }
 
 template <int columns, bool is_bf16>
-static __global__ void __launch_bounds__(THREADS) ffn_kernel(ffn_pass p, const krn_cuda_wave *wave)
+static __global__ void __launch_bounds__(THREADS, 2)
+    ffn_kernel(ffn_pass p, const krn_cuda_wave *wave)
 {
     const uint32_t column0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * columns;
     const uint32_t n_entries = wave->n;

@@ -11,7 +11,7 @@
 enum { WARPS = 8, THREADS = WARPS * WARP };
 
 template <int rows, int columns, bool is_bf16>
-static __global__ void __launch_bounds__(THREADS) linear_kernel(krn_linear_args a, bool vector)
+static __global__ void __launch_bounds__(THREADS, 2) linear_kernel(krn_linear_args a, bool vector)
 {
     const uint32_t column0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * columns;
     const uint32_t row0 = blockIdx.y * rows;

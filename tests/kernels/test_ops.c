@@ -199,6 +199,9 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
         {33, 100, 67, 0, MOE_F32, MOE_ACT_NONE, 0.072f, false},
         {130, 64, 130, 2, MOE_BF16, MOE_ACT_RELU, 1.0f, true},
         {2, 1024, 9, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false},
+        /* alone and batch take different tiles on a device with some 100 multiprocessors */
+        {64, 24, 1500, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false},
+        {35, 19, 1501, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         check_linear(&cases[i], &seed);
@@ -791,16 +794,26 @@ static void expert_ffn_does_not_depend_on_who_shares_the_call(void **state)
         add_to_wave(f, e, false);
     }
     run_wave(f, batch);
-    for (int32_t p = 0; p < FFN_PAIRS; p++) { /* this pair alone in the routing */
-        int32_t offsets[FFN_EXPERTS + 1];
-        for (int32_t e = 0; e <= FFN_EXPERTS; e++) {
-            offsets[e] = e > f->ids[p] ? 1 : 0;
+    const float *all_rows = f->args.h;
+    f->args.n_rows = 1; /* as a decode step of one sequence calls it */
+    for (int32_t t = 0; t < FFN_ROWS; t++) {
+        const int32_t *ids = f->ids + t * FFN_TOP_K;
+        int32_t offsets[FFN_EXPERTS + 1] = {0}, order[FFN_TOP_K], n = 0;
+        for (int32_t e = 0; e < FFN_EXPERTS; e++) {
+            for (int32_t k = 0; k < FFN_TOP_K; k++) {
+                if (ids[k] == e) {
+                    order[n++] = k;
+                }
+            }
+            offsets[e + 1] = n;
+            add_to_wave(f, e, false);
         }
-        rig_copy(&the, f->args.routing.order, &p, sizeof p);
+        f->args.h = all_rows + t * FFN_D;
+        rig_copy(&the, f->args.routing.order, order, sizeof order);
         rig_copy(&the, f->args.routing.offsets, offsets, sizeof offsets);
-        add_to_wave(f, f->ids[p], false);
         run_wave(f, alone);
-        assert_memory_equal(batch + p * FFN_D, alone + p * FFN_D, FFN_D * 4);
+        assert_memory_equal(batch + t * FFN_TOP_K * FFN_D, alone,
+                            FFN_TOP_K * FFN_D * sizeof *alone);
     }
     free(f);
     free(batch);
