@@ -585,8 +585,12 @@ static void on_done(gw_waves *ws, const krn_mail *m)
         }
     }
     moe_histogram_add_ns(ws->cfg.wave_wait, last_ns - w->reached_ns);
-    gw_trace_add(ws->cfg.trace, GW_LANE_COMPUTE, "experts",
-                 last_ns > w->reached_ns ? last_ns : w->reached_ns, m->time_ns, (int32_t)w->block,
+    int64_t begin_ns = last_ns > w->reached_ns ? last_ns : w->reached_ns;
+    if (begin_ns > w->reached_ns) {
+        gw_trace_add(ws->cfg.trace, GW_LANE_COMPUTE, "wait for experts", w->reached_ns, begin_ns,
+                     (int32_t)w->block, -1, 0);
+    }
+    gw_trace_add(ws->cfg.trace, GW_LANE_COMPUTE, "experts", begin_ns, m->time_ns, (int32_t)w->block,
                  -1, 0);
     free_wave(ws, w);
 }
