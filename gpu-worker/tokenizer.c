@@ -27,11 +27,12 @@ moe_status gw_tokenizer_create(const void *model, size_t bytes, gw_tokenizer **o
     }
     t->n_pieces = gw_spm_n_pieces(t->model);
     if (t->n_pieces <= EOS_ID) {
+        moe_status st = MOE_FAIL(err, MOE_ERR_FORMAT,
+                                 "sentencepiece model with %u pieces, expected at least"
+                                 " padding (0) and </s> (1)",
+                                 t->n_pieces);
         gw_tokenizer_destroy(t);
-        return MOE_FAIL(err, MOE_ERR_FORMAT,
-                        "sentencepiece model with %u pieces, expected at least"
-                        " padding (0) and </s> (1)",
-                        t->n_pieces);
+        return st;
     }
     *out = t;
     return MOE_OK;

@@ -357,6 +357,8 @@ static void beginnings_of_stop_strings_are_held_back(void **state)
     assert_int_equal(1, gw_stop_holdback(&r, "text\n", 5));
     assert_int_equal(0, gw_stop_holdback(&r, "te#xt", 5));
     assert_int_equal(0, gw_stop_holdback(&r, "", 0));
+    r = with_stops("##x", "#y"); /* a shorter beginning does not take it back */
+    assert_int_equal(2, gw_stop_holdback(&r, "text##", 6));
     r = with_stops("abab", NULL); /* the longest beginning, not the first */
     assert_int_equal(3, gw_stop_holdback(&r, "xaba", 4));
 }

@@ -1,0 +1,334 @@
+"""What the end-to-end tests share: the demo model packed once per run, store and worker as child
+processes, an HTTP client, and a look at what is left behind.
+
+A test file is a program: NAME.py BIN_DIR [unittest options]. It ends with pregate_e2e.main().
+Everything lies in one temporary directory, removed at the end; children die with the test.
+"""
+import atexit
+import concurrent.futures
+import ctypes
+import glob
+import http.client
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+
+ROOT = os.path.realpath(os.path.join(os.path.dirname(__file__), "..", ".."))
+MODEL = os.path.join(ROOT, "deploy", "models", "restore-pregated")
+MODEL_BASE = os.path.join(ROOT, "tests", "golden", "restore-base")
+PATIENCE_S = 30
+KILL_SEED = 20240607
+
+bin_dir = None
+scratch = None
+_children = []
+_shm_seen = set()
+
+
+def golden():
+    with open(os.path.join(MODEL, "golden.json")) as f:
+        return json.load(f)
+
+
+def program(name):
+    return os.path.join(bin_dir, name)
+
+
+def path(name):
+    return os.path.join(scratch, name)
+
+
+def wait_for(condition, what, seconds=PATIENCE_S):
+    """The first true value of condition()."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {seconds} s for: {what}")
+        time.sleep(0.01)
+
+
+def run(*args, timeout=60, env=None, **kw):
+    """A program to its end: CompletedProcess with text output. Settings in our environment do not
+    reach it."""
+    return subprocess.run(args, capture_output=True, text=True, timeout=timeout,
+                          env=env or clean_environment(), **kw)
+
+
+def clean_environment():
+    return {k: v for k, v in os.environ.items() if not k.startswith("PREGATE_")}
+
+
+def pack(model=MODEL, name="demo.store", *options):
+    out = path(name)
+    if not os.path.isdir(out):
+        done = run(program("expert-pack"), model, "--out", out, *options)
+        if done.returncode != 0:
+            raise AssertionError(done.stderr)
+    return out
+
+
+def slot_bytes(model=MODEL):
+    """One expert of a bf16 Switch model, which needs no padding here."""
+    with open(os.path.join(model, "config.json")) as f:
+        c = json.load(f)
+    return 2 * 2 * c["d_model"] * c["d_ff"]
+
+
+N_EXPERTS = 7 * 8  # three encoder and four decoder blocks of eight
+
+
+def quarter_of_the_experts():
+    return N_EXPERTS // 4 * slot_bytes()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def shm_names():
+    return {os.path.basename(p) for p in glob.glob("/dev/shm/pregate-*")}
+
+
+def _die_with_parent():
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+class Child:
+    """A process whose output goes to a file. Start it from the main thread only: it dies with the
+    thread that started it."""
+
+    def __init__(self, name, argv):
+        self.name, self.argv = name, argv
+        self.log_path = path(name + ".log")
+        self.process = None
+
+    def start(self, *more, prefix=(), env=None):
+        with open(self.log_path, "ab") as log:
+            self.process = subprocess.Popen([*prefix, *self.argv, *more], stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL, env=env or clean_environment(),
+                                            preexec_fn=_die_with_parent)
+        _children.append(self)
+        return self
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+    def log(self):
+        with open(self.log_path, errors="replace") as f:
+            return f.read()
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def wait(self, seconds=PATIENCE_S):
+        return self.process.wait(timeout=seconds)
+
+    def kill(self):
+        if self.running():
+            self.process.kill()
+        if self.process is not None:
+            self.process.wait()
+
+    def stop(self):
+        """Asks nicely; the exit status."""
+        if self.running():
+            self.process.terminate()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"{self.name} did not stop:\n{self.log()}")
+
+    def remember_shm(self):
+        """Shared memory that this process maps now, to be looked for at the end."""
+        try:
+            with open(f"/proc/{self.pid}/maps") as f:
+                _shm_seen.update(re.findall(r"/dev/shm/(pregate-\S+)", f.read()))
+        except OSError:
+            pass
+
+
+class Store(Child):
+    def __init__(self, store, *options, ram=None, name="store", endpoint=None):
+        self.endpoint = endpoint or "ipc://" + path(name + ".sock")
+        ram_options = ["--ram-bytes", str(ram)] if ram else []
+        super().__init__(name, [program("expert-store"), "--store", store, "--endpoint",
+                                self.endpoint, *ram_options, *options])
+
+    def stat(self):
+        """The statistics, or None while there is nobody to ask."""
+        done = run(program("expert-stat"), "--endpoint", self.endpoint, "--json")
+        return json.loads(done.stdout) if done.returncode == 0 else None
+
+    def ready(self):
+        def serving():
+            if not self.running():
+                raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n"
+                                     f"{self.log()}")
+            return self.stat()
+        wait_for(serving, f"{self.name} to serve")
+        self.remember_shm()
+        return self
+
+
+class Worker(Child):
+    def __init__(self, endpoint, *options, name="worker", port=None):
+        self.port = port or free_port()
+        super().__init__(name, [program("gpu-worker"), "serve", "--endpoint", endpoint, "--http",
+                                f"127.0.0.1:{self.port}", *options])
+
+    def ready(self):
+        def healthy():
+            if not self.running():
+                raise AssertionError(f"{self.name} ended with {self.process.returncode}:\n"
+                                     f"{self.log()}")
+            try:
+                return self.get("/health/ready")[0] == 200
+            except OSError:
+                return False
+        wait_for(healthy, f"{self.name} to be ready")
+        self.remember_shm()
+        return self
+
+    def connect(self, timeout=PATIENCE_S):
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+
+    def get(self, url):
+        c = self.connect()
+        try:
+            c.request("GET", url)
+            r = c.getresponse()
+            return r.status, r.read().decode()
+        finally:
+            c.close()
+
+    def post(self, body, timeout=PATIENCE_S):
+        """Status, headers and JSON of a completion."""
+        c = self.connect(timeout)
+        try:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
+            c.request("POST", "/v1/completions", data, {"Content-Type": "application/json"})
+            r = c.getresponse()
+            return r.status, r.headers, json.loads(r.read())
+        finally:
+            c.close()
+
+    def ask(self, prompt, **fields):
+        """The text of an answer; anything but an answer is a failure."""
+        status, _, answer = self.post({"prompt": prompt, **fields})
+        if status != 200:
+            raise AssertionError(f"{status}: {answer}")
+        return answer["choices"][0]["text"]
+
+    def ask_streamed(self, prompt, **fields):
+        """The events of a streamed answer."""
+        c = self.connect()
+        try:
+            c.request("POST", "/v1/completions", json.dumps({"prompt": prompt, "stream": True,
+                                                              **fields}))
+            r = c.getresponse()
+            if r.status != 200:
+                raise AssertionError(f"{r.status}: {r.read()}")
+            return events(r.read().decode())
+        finally:
+            c.close()
+
+    def health(self):
+        return json.loads(self.get("/health/live")[1])
+
+    def metrics(self):
+        return prometheus(self.get("/metrics")[1])
+
+
+def events(text):
+    """The JSON of a text/event-stream that ends as it should."""
+    data = [e[len("data: "):] for e in text.split("\n\n") if e]
+    if not data or data[-1] != "[DONE]":
+        raise AssertionError(f"a stream without its end: {text}")
+    return [json.loads(e) for e in data[:-1]]
+
+
+def joined(stream, index=0):
+    for e in stream:
+        if "error" in e:
+            raise AssertionError(str(e))
+    return "".join(c["text"] for e in stream for c in e["choices"] if c["index"] == index)
+
+
+def prometheus(text):
+    """{'name{labels}': value} of the text format."""
+    samples = {}
+    for line in text.splitlines():
+        if line and not line.startswith("#"):
+            key, value = line.rsplit(" ", 1)
+            samples[key] = float(value)
+    return samples
+
+
+def in_threads(work, items):
+    """[work(item) for item in items], one thread each; the first failure is raised."""
+    with concurrent.futures.ThreadPoolExecutor(len(items)) as pool:
+        return list(pool.map(work, items))
+
+
+class Pair:
+    """A store and a worker of the demo model."""
+
+    def __init__(self, store_options=(), worker_options=(), ram=None, name=""):
+        self.store = Store(pack(), *store_options, ram=ram, name=name + "store")
+        self.worker = Worker(self.store.endpoint, *worker_options, name=name + "worker")
+
+    def __enter__(self):
+        self.store.start()
+        self.worker.start()
+        self.store.ready()
+        self.worker.ready()
+        return self
+
+    def __exit__(self, *unused):
+        self.worker.kill()
+        self.store.kill()
+
+
+def clean_up():
+    for child in _children:
+        child.kill()
+    _children.clear()
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    for name in _shm_seen:  # of stores that were killed and not started again
+        try:
+            os.unlink("/dev/shm/" + name)
+        except FileNotFoundError:
+            pass
+
+
+def left_behind():
+    """Shared memory of ours that is still there."""
+    return sorted(_shm_seen & shm_names())
+
+
+def main():
+    global bin_dir, scratch
+    if len(sys.argv) < 2 or not os.access(os.path.join(sys.argv[1], "gpu-worker"), os.X_OK):
+        sys.exit(f"usage: {sys.argv[0]} BIN_DIR [unittest options]")
+    bin_dir = os.path.realpath(sys.argv.pop(1))
+    scratch = tempfile.mkdtemp(prefix="pregate-e2e-")
+    atexit.register(clean_up)
+    random.seed(KILL_SEED)
+    unittest.main(verbosity=2)
