@@ -6,8 +6,8 @@
  *
  *   loop:  no session -> attach, retrying        (state: not ready, with a note)
  *          drop cancelled -> admit + encode step -> decode step of all running
- *          a step failed -> every open sequence ends with its error; the session is remade
- *   stop:  every open sequence ends with MOE_ERR_CANCELLED
+ *          a step failed, or the store's memory is gone -> every open sequence ends with that
+ * error; the session is remade stop:  every open sequence ends with MOE_ERR_CANCELLED
  */
 #include "gpu-worker/engine.h"
 
@@ -27,6 +27,7 @@
 /* How long one attempt to reach a lost store may block stop(), and the pause between attempts. */
 #define REATTACH_TIMEOUT_NS (1 * MOE_NS_PER_S)
 #define REATTACH_PAUSE_NS (500 * MOE_NS_PER_MS)
+#define IDLE_LOOK_NS (200 * MOE_NS_PER_MS) /* without work: is the store's memory still there? */
 
 /* A checkpoint file that somebody asked for: copied, because the store's memory may go away. */
 struct file {
@@ -76,13 +77,17 @@ static bool stopping(gw_engine *e)
     return stop;
 }
 
-static void wait_for_work(gw_engine *e)
+/* Work, a stop or a lost store: false only for the last. */
+static bool wait_for_work(gw_engine *e)
 {
+    bool lost = false;
     moe_mutex_lock(&e->mu);
-    while (!e->stop && e->n_waiting == 0 && e->n_running == 0) {
-        moe_cond_wait(&e->changed, &e->mu);
+    while (!e->stop && !lost && e->n_waiting == 0 && e->n_running == 0) {
+        (void)moe_cond_wait_until(&e->changed, &e->mu, moe_now_ns() + IDLE_LOOK_NS);
+        lost = gw_pipeline_store_lost(e->session->pipeline);
     }
     moe_mutex_unlock(&e->mu);
+    return !lost;
 }
 
 /* ---- counters ---- */
@@ -463,6 +468,9 @@ static void attach_again(gw_engine *e)
     gw_session_destroy(s);
     char note[sizeof e->note];
     moe_err_format(&err, note, sizeof note);
+    if (strcmp(note, e->note) != 0) { /* say it once, not at every attempt */
+        moe_log_err("engine", "not_attached", &err);
+    }
     moe_mutex_lock(&e->mu);
     (void)snprintf(e->note, sizeof e->note, "%s", note);
     if (!e->stop) {
@@ -481,18 +489,28 @@ static void report_start(gw_engine *e, moe_status st, const moe_err *err)
     moe_mutex_unlock(&e->mu);
 }
 
+static void give_up_session(gw_engine *e, const moe_err *err)
+{
+    char note[sizeof e->note];
+    moe_err_format(err, note, sizeof note);
+    moe_log_err("engine", "session_ended", err);
+    end_all(e, err);
+    detach(e, note);
+}
+
 static void run_steps(gw_engine *e)
 {
     moe_err err = {0};
-    wait_for_work(e);
-    if (stopping(e) || step(e, &err) == MOE_OK) {
-        return;
+    moe_status st = MOE_OK;
+    if (!wait_for_work(e)) {
+        st = MOE_FAIL(&err, MOE_ERR_DISCONNECTED, "the store at %.200s serves other memory now",
+                      e->endpoint);
+    } else if (!stopping(e)) {
+        st = step(e, &err);
     }
-    char note[sizeof e->note];
-    moe_err_format(&err, note, sizeof note);
-    moe_log_err("engine", "step_failed", &err);
-    end_all(e, &err);
-    detach(e, note);
+    if (st != MOE_OK) {
+        give_up_session(e, &err);
+    }
 }
 
 static void *engine_main(void *arg)

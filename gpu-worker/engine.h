@@ -23,6 +23,7 @@ typedef struct gw_engine_cfg {
     gw_policy policy;
     uint32_t n_cells;
     uint64_t cell_bytes;
+    gw_cell_policy cell_policy;
     uint32_t max_batch; /* sequences decoded together */
     uint32_t max_queue; /* waiting sequences; more are refused */
     uint32_t max_input_tokens, max_output_tokens;

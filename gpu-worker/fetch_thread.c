@@ -31,7 +31,7 @@ struct gw_fetch {
     _Atomic uint64_t begun, end_asked; /* step numbers */
     _Atomic uint64_t ended; /* release: pairs with the engine's acquire; results are there */
     _Atomic bool stop;
-    _Atomic bool store_alive;
+    _Atomic bool store_alive, store_lost;
 
     /* Results, written before ended (or filled) and read after. */
     bool filled; /* guarded by mu */
@@ -102,6 +102,7 @@ static void poll_store(gw_fetch *f, int64_t now_ns)
     }
     if (gw_store_client_poll(c, now_ns, &f->client_err) != MOE_OK) {
         atomic_store_explicit(&f->store_alive, false, memory_order_relaxed);
+        atomic_store_explicit(&f->store_lost, true, memory_order_relaxed);
         return;
     }
     atomic_store_explicit(&f->store_alive, gw_store_client_store_alive(c), memory_order_relaxed);
@@ -293,4 +294,9 @@ moe_status gw_fetch_end_step(gw_fetch *f, const char **out_failed_text, moe_err 
 bool gw_fetch_store_alive(const gw_fetch *f)
 {
     return atomic_load_explicit(&f->store_alive, memory_order_relaxed);
+}
+
+bool gw_fetch_store_lost(const gw_fetch *f)
+{
+    return atomic_load_explicit(&f->store_lost, memory_order_relaxed);
 }

@@ -32,5 +32,6 @@ void gw_fetch_begin_step(gw_fetch *f, uint64_t step, moe_stack stack, uint32_t n
 MOE_MUST_CHECK moe_status gw_fetch_end_step(gw_fetch *f, const char **out_failed_text,
                                             moe_err *err);
 bool gw_fetch_store_alive(const gw_fetch *f); /* any thread */
+bool gw_fetch_store_lost(const gw_fetch *f);  /* any thread; once true, for good */
 
 #endif

@@ -327,6 +327,11 @@ bool gw_pipeline_copies_pinned(const gw_pipeline *p)
     return p->pinned;
 }
 
+bool gw_pipeline_store_lost(const gw_pipeline *p)
+{
+    return gw_fetch_store_lost(p->fetch);
+}
+
 /* ---- metrics --------------------------------------------------------------------------------- */
 
 typedef struct counter_row {

@@ -29,7 +29,7 @@ static moe_status connect_store(gw_session *s, const gw_engine_cfg *cfg, int64_t
     const gw_store_client_cfg client = {.endpoint = cfg->endpoint,
                                         .name = "gpu-worker",
                                         .connect_timeout_ns = timeout_ns,
-                                        .on_waiting = log_waiting};
+                                        .on_waiting = expected == NULL ? log_waiting : NULL};
     moe_status st = gw_store_client_create(&client, &s->client, err);
     return st == MOE_OK ? check_model(s, expected, err) : st;
 }
@@ -61,6 +61,7 @@ static moe_status create_pipeline(gw_session *s, const gw_engine_cfg *cfg, moe_e
                                       .policy = cfg->policy,
                                       .n_cells = cfg->n_cells,
                                       .cell_bytes = cfg->cell_bytes,
+                                      .cell_policy = cfg->cell_policy,
                                       .max_rows = max_rows(cfg),
                                       .expert_deadline_ns = cfg->expert_deadline_ns,
                                       .trace = cfg->trace};

@@ -26,8 +26,8 @@ typedef struct gw_session {
     gw_forward *forward;
 } gw_session;
 
-/* Waits up to connect_timeout_ns for the store; the client's shape must equal *expected unless that
- * is NULL: MOE_ERR_VERSION "the store serves another model". */
+/* Waits up to connect_timeout_ns for the store. The first time `expected` is NULL, and waiting is
+ * logged; later the client's shape must equal it: MOE_ERR_VERSION "serves another model". */
 MOE_MUST_CHECK moe_status gw_session_create(const gw_engine_cfg *cfg, int64_t connect_timeout_ns,
                                             const moe_model_shape *expected, gw_session **out,
                                             moe_err *err);
