@@ -68,8 +68,8 @@ static __device__ __forceinline__ float warp_max(float v)
     return v;
 }
 
-/* Each lane hands `half` of its 2 * half sums over, and keeps the other half; and so on down to one.
- * A recursion, not a loop: every index must be a constant, or v leaves the registers. */
+/* Each lane hands `half` of its 2 * half sums over, and keeps the other half; and so on down to
+ * one. A recursion, not a loop: every index must be a constant, or v leaves the registers. */
 template <int half, int n> static __device__ __forceinline__ void hand_over(float (&v)[n])
 {
     const int distance = half * WARP / n;
