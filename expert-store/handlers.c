@@ -208,7 +208,6 @@ static bool want_one(xs_store *s, uint32_t place, uint32_t expert, int64_t now_n
 {
     bool is_new = false;
     xs_ask *ask = xs_workers_ask(s->workers, place, expert, s->in.h.step, now_ns, &is_new);
-    xs_residency_forget_failure(s->residency, expert);
     count_want(s, expert, is_new, now_ns);
     moe_board_state state = xs_residency_state(s->residency, expert);
     if (state != MOE_BOARD_READY && state != MOE_BOARD_LOADING) {

@@ -67,7 +67,7 @@ void xs_lease_table_format(void *table, const xs_lease_geometry *g)
 }
 
 moe_status xs_lease_table_check(const void *table, uint64_t bytes, const xs_lease_geometry *g,
-                                uint32_t *out_capacity, moe_err *err)
+                                moe_err *err)
 {
     const moe_lease_header *h = table;
     if (bytes < MOE_LEASE_WORDS_OFF) {
@@ -80,13 +80,11 @@ moe_status xs_lease_table_check(const void *table, uint64_t bytes, const xs_leas
     if (memcmp(h->store_uuid, g->store_uuid, sizeof h->store_uuid) != 0) {
         return MOE_FAIL(err, MOE_ERR_FORMAT, "lease table %u: of another store", g->worker_id);
     }
-    uint32_t capacity = h->capacity;
     if (h->worker_id != g->worker_id || h->n_experts != g->n_experts ||
-        h->n_blocks != g->n_blocks || capacity == 0 ||
-        moe_lease_table_bytes(capacity, g->n_experts, g->n_blocks) != bytes) {
+        h->n_blocks != g->n_blocks || h->capacity != g->capacity || g->capacity == 0 ||
+        moe_lease_table_bytes(g->capacity, g->n_experts, g->n_blocks) != bytes) {
         return MOE_FAIL(err, MOE_ERR_FORMAT, "lease table %u: wrong geometry", g->worker_id);
     }
-    *out_capacity = capacity;
     return MOE_OK;
 }
 

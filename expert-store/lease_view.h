@@ -40,11 +40,10 @@ void xs_lease_view_fini(xs_lease_view *v);
 
 /* Writes the header into zeroed memory of moe_lease_table_bytes(...), magic last. */
 void xs_lease_table_format(void *table, const xs_lease_geometry *g);
-/* Does a table found in memory belong to this store? On MOE_OK *out_capacity is consistent with
- * `bytes`. MOE_ERR_FORMAT names what is wrong; g->capacity is not looked at. */
+/* Is a table found in memory what this store, or one before it, gave out? MOE_ERR_FORMAT names what
+ * is wrong. */
 MOE_MUST_CHECK moe_status xs_lease_table_check(const void *table, uint64_t bytes,
-                                               const xs_lease_geometry *g, uint32_t *out_capacity,
-                                               moe_err *err);
+                                               const xs_lease_geometry *g, moe_err *err);
 
 void xs_lease_view_add(xs_lease_view *v, uint32_t place, void *table, uint32_t capacity);
 /* Adds the table's counters to the totals of workers that are gone, and forgets it. */

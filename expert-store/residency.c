@@ -391,13 +391,6 @@ void xs_residency_fail(xs_residency *r, uint32_t slot, bool asked)
              asked ? MOE_BOARD_FAILED : MOE_BOARD_ABSENT);
 }
 
-void xs_residency_forget_failure(xs_residency *r, uint32_t expert)
-{
-    if (xs_residency_state(r, expert) == MOE_BOARD_FAILED) {
-        set_absent(r, expert);
-    }
-}
-
 void xs_residency_condemn(xs_residency *r, uint32_t slot)
 {
     const xs_slot *s = xs_slot_pool_at(r->pool, slot);

@@ -84,7 +84,6 @@ MOE_MUST_CHECK moe_status xs_residency_begin_load(xs_residency *r, uint32_t expe
 void xs_residency_publish(xs_residency *r, uint32_t slot, int64_t now_ns); /* -> READY */
 /* asked: a worker waits for it and is told (-> FAILED); else -> ABSENT. The slot is free. */
 void xs_residency_fail(xs_residency *r, uint32_t slot, bool asked);
-void xs_residency_forget_failure(xs_residency *r, uint32_t expert); /* FAILED -> ABSENT */
 /* The operator's. MOE_ERR_BUSY (leased, held, pinned or loading), MOE_ERR_NOT_FOUND. */
 MOE_MUST_CHECK moe_status xs_residency_evict(xs_residency *r, uint32_t expert, moe_err *err);
 /* READY -> ABSENT at once, whoever reads it; the slot is reused only when no lease names it. */

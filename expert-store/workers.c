@@ -16,10 +16,21 @@ struct xs_workers {
     xs_workers_counters counters;
 };
 
-static _Atomic uint32_t *registry_id(const xs_workers *ws, uint32_t place)
+static moe_board_registry_entry *registry(const xs_workers *ws, uint32_t place)
 {
     moe_board_header *h = ws->cfg.board;
-    return &h->registry[place].worker_id;
+    return &h->registry[place];
+}
+
+static uint32_t registered_id(const xs_workers *ws, uint32_t place)
+{
+    return atomic_load_explicit(&registry(ws, place)->worker_id, memory_order_acquire);
+}
+
+static void set_registered_id(const xs_workers *ws, uint32_t place, uint32_t id)
+{
+    /* release: an adopting store that sees the id finds its capacity and a finished table. */
+    atomic_store_explicit(&registry(ws, place)->worker_id, id, memory_order_release);
 }
 
 moe_status xs_workers_create(const xs_workers_cfg *cfg, xs_workers **out, moe_err *err)
@@ -157,8 +168,8 @@ static moe_status create_table(xs_workers *ws, uint32_t place, moe_err *err)
         moe_shm_unlink(name);
         return st;
     }
-    /* release: an adopting store that sees the id finds a finished table. */
-    atomic_store_explicit(registry_id(ws, place), g.worker_id, memory_order_release);
+    registry(ws, place)->lease_capacity = g.capacity;
+    set_registered_id(ws, place, g.worker_id);
     ws->counters.joined++;
     return MOE_OK;
 }
@@ -300,7 +311,7 @@ void xs_workers_remove(xs_workers *ws, uint32_t place)
     MOE_ASSERT(w->id != 0);
     xs_workers_cancel(ws, place, UINT64_MAX);
     memcpy(name, w->table.name, sizeof name);
-    atomic_store_explicit(registry_id(ws, place), 0, memory_order_release);
+    set_registered_id(ws, place, 0);
     detach(ws, place);
     moe_shm_unlink(name);
     ws->counters.gone++;
@@ -313,15 +324,15 @@ static moe_status adopt_table(xs_workers *ws, uint32_t place, uint32_t id, int64
 {
     char name[MOE_SHM_NAME_BYTES];
     moe_shm_region table = MOE_SHM_REGION_NONE;
-    uint32_t capacity = 0;
-    const xs_lease_geometry g = geometry_of(ws, id);
+    xs_lease_geometry g = geometry_of(ws, id);
+    g.capacity = registry(ws, place)->lease_capacity;
     xs_lease_region_name(ws->cfg.prefix, id, name);
     moe_status st = moe_shm_open(name, true, &table, err);
     if (st == MOE_OK) {
-        st = xs_lease_table_check(table.base, table.bytes, &g, &capacity, err);
+        st = xs_lease_table_check(table.base, table.bytes, &g, err);
     }
     if (st == MOE_OK) {
-        st = settle_in(ws, place, id, &table, capacity, err);
+        st = settle_in(ws, place, id, &table, g.capacity, err);
     }
     if (st == MOE_OK) {
         ws->at[place].joined_ns = now_ns;
@@ -334,14 +345,14 @@ static moe_status adopt_table(xs_workers *ws, uint32_t place, uint32_t id, int64
     }
     moe_shm_close(&table);
     moe_shm_unlink(name);
-    atomic_store_explicit(registry_id(ws, place), 0, memory_order_release);
+    set_registered_id(ws, place, 0);
     return MOE_OK;
 }
 
 moe_status xs_workers_adopt(xs_workers *ws, int64_t now_ns, moe_err *err)
 {
     for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
-        uint32_t id = atomic_load_explicit(registry_id(ws, p), memory_order_acquire);
+        uint32_t id = registered_id(ws, p);
         if (id == 0) {
             continue;
         }

@@ -14,7 +14,7 @@
  *     40     8  slot_bytes
  *     48     4  serving       1 while a store serves; 0 after a clean stop; atomic
  *     52    12  reserved      0
- *     64   512  registry      [64] { u32 worker_id (0 = free), u32 reserved }; atomic ids
+ *     64   512  registry      [64] { u32 worker_id (0 = free), u32 lease capacity }; atomic ids
  *   4096  8*n   words
  *
  * Word: generation 32 | slot 24 | state 8. Every load gets a new generation, and an ABSENT or
@@ -51,8 +51,8 @@ typedef enum moe_board_state {
 } moe_board_state;
 
 typedef struct moe_board_registry_entry {
-    _Atomic uint32_t worker_id;
-    uint32_t reserved;
+    _Atomic uint32_t worker_id; /* written last */
+    uint32_t lease_capacity;    /* as given out: a worker may overwrite its table's header */
 } moe_board_registry_entry;
 
 typedef struct moe_board_header {

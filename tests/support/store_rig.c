@@ -90,7 +90,8 @@ void store_rig_fini(store_rig *r)
         (void)waitpid(r->pid, NULL, 0);
         r->pid = 0;
     }
-    (void)visit_regions(r, true);
+    while (visit_regions(r, true) > 0) { /* reading a directory while unlinking may skip names */
+    }
     (void)nftw(r->dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
 }
 
