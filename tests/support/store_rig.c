@@ -366,7 +366,10 @@ void rig_client_ping(rig_client *c)
 {
     c->out.plain = (wire_plain){.h.kind = WIRE_PING, .h.step = 4711};
     rig_client_send(c);
-    rig_client_expect(c, WIRE_PONG);
+    do { /* answers to WANTs may be on their way */
+        assert_true(rig_client_recv(c, 5 * MOE_NS_PER_S));
+    } while (c->in.h.kind == WIRE_READY);
+    assert_int_equal(WIRE_PONG, c->in.h.kind);
     assert_int_equal(4711, c->in.h.step);
 }
 
