@@ -365,13 +365,13 @@ static const counter_row worker_rows[] = {
             MOE_METRIC_COUNTER                                                                     \
     }
 static const counter_row block_rows[] = {
-    BLOCK(cell_hit, "cell_hits", "Experts that were in a cell when reached."),
+    BLOCK(cell_hit, "cell_hit", "Experts that were in a cell when reached."),
     BLOCK(cell_late, "cell_late", "Experts predicted whose copy came late."),
-    BLOCK(cell_miss, "cell_misses", "Experts neither predicted nor in a cell."),
+    BLOCK(cell_miss, "cell_miss", "Experts neither predicted nor in a cell."),
     BLOCK(cell_wasted, "cell_wasted", "Experts copied, then dropped unused."),
-    BLOCK(slot_hit, "slot_hits", "Copies whose expert was in host memory."),
+    BLOCK(slot_hit, "slot_hit", "Copies whose expert was in host memory."),
     BLOCK(slot_late, "slot_late", "Copies that waited for a predicted expert."),
-    BLOCK(slot_miss, "slot_misses", "Copies that waited for an unpredicted expert."),
+    BLOCK(slot_miss, "slot_miss", "Copies that waited for an unpredicted expert."),
     BLOCK(fetch_predicted, "fetch_predicted", "Copies begun ahead of need."),
     BLOCK(fetch_demand, "fetch_demand", "Copies begun when needed."),
 };

@@ -277,6 +277,9 @@ static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t 
         count_fetch(ws, e, now_ns);
         return MOE_OK;
     }
+    if (st == MOE_ERR_IO && e->wanted_ns == 0) {
+        return MOE_ERR_AGAIN; /* it failed an earlier step: wanting it again tries again */
+    }
     if (st == MOE_ERR_AGAIN || st == MOE_ERR_LIMIT) {
         return st;
     }
