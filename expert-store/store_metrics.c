@@ -31,7 +31,7 @@ static void gauge(const list *l, const char *name, const char *help, double valu
 static void labelled(const list *l, moe_metric_kind kind, const char *name, const char *help,
                      double value, const char *label, const char *text)
 {
-    char labels[64];
+    char labels[96]; /* as moe_metric.labels */
     snprintf(labels, sizeof labels, "%s=\"%s\"", label, text);
     add(l, kind, name, help, value, labels);
 }
@@ -82,8 +82,8 @@ static void add_degradations(const list *l, const xs_store *s)
           r->engine == XS_ENGINE_IO_URING);
     gauge(l, "pregate_store_registered_buffers", "1: slots are registered with the ring",
           r->registered_buffers);
-    labelled(l, MOE_METRIC_GAUGE, "pregate_store_engine", "Always 1; the label says how is read", 1,
-             "engine", engine_name(r->engine));
+    labelled(l, MOE_METRIC_GAUGE, "pregate_store_engine",
+             "Always 1; the label says how the drive is read", 1, "engine", engine_name(r->engine));
 }
 
 /* ---- memory ---- */
@@ -241,14 +241,14 @@ static const worker_metric worker_metrics[] = {
     WORKER(TOTAL, "copy_seconds_total", copy_ns, 1e-9, "Time of all copies"),
     WORKER(TOTAL, "copy_hidden_seconds_total", copy_hidden_ns, 1e-9,
            "Copy time during which compute was not waiting"),
-    WORKER(TOTAL, "predictions_sent_total", predictions_sent, 1, "PREDICT messages sent"),
-    WORKER(TOTAL, "wants_sent_total", wants_sent, 1, "WANT messages sent"),
+    WORKER(TOTAL, "predictions_sent_total", predictions_sent, 1, "Experts named in PREDICT"),
+    WORKER(TOTAL, "wants_sent_total", wants_sent, 1, "Experts named in WANT"),
     WORKER(TOTAL, "leases_taken_total", leases_taken, 1, "Leases taken"),
     WORKER(TOTAL, "lease_retries_total", lease_retries, 1,
            "Leases lost to an eviction, and retried"),
     WORKER(NOW, "cells", n_cells, 1, "Device cells for experts"),
     WORKER(NOW, "cells_used", cells_used, 1, "Device cells with an expert"),
-    WORKER(NOW, "cell_bytes", cell_bytes, 1, "Bytes of all device cells"),
+    WORKER(NOW, "cell_bytes", cell_bytes, 1, "Bytes of one device cell"),
 };
 #undef WORKER
 #undef TOTAL
@@ -268,7 +268,7 @@ static void add_worker(const list *l, const moe_worker_counters *c, const char *
                  "worker", who);
     }
     for (int i = 0; i < MOE_BATCH_BUCKETS; i++) {
-        char labels[64];
+        char labels[96]; /* as moe_metric.labels */
         snprintf(labels, sizeof labels, "worker=\"%s\",batch=\"%u\"", who, 1u << i);
         add(l, MOE_METRIC_COUNTER, "pregate_worker_batch_steps_total",
             "Decoder steps by batch size, rounded up to a power of two",

@@ -399,7 +399,7 @@ static void check_block(const moe_metrics *m, uint32_t b, bool first)
     double demanded = block_counter(m, b, "fetch_demand");
     switch (the.policy) {
     case GW_RESIDENT:
-        assert_count(0, block_counter(m, b, "cell_misses"), "cell_misses", b);
+        assert_count(0, block_counter(m, b, "cell_miss"), "cell_miss", b);
         assert_count(0, block_counter(m, b, "cell_late"), "cell_late", b);
         break;
     case GW_ON_DEMAND:
