@@ -1,13 +1,10 @@
 /* checkpoint.c - see checkpoint.h. Called by expert-pack's main thread.
  *
- * Owns the shards' file descriptors and tables of contents. Reads are plain preads through the page
- * cache: tensors begin at odd offsets, so direct reads would have to be copied anyway, and
- * prefetch() keeps the drive busy while the last piece is hashed.
+ * Owns the shards' tables of contents and the stream that reads ahead in packing order.
  */
 #include "expert-store/pack/checkpoint.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
 #include <stdio.h>
@@ -21,6 +18,7 @@
 #include "common/text.h"
 #include "expert-store/pack/checkpoint_check.h"
 #include "expert-store/pack/safetensors.h"
+#include "expert-store/pack/span_stream.h"
 #include "expert-store/tensor_names.h"
 
 enum {
@@ -37,16 +35,8 @@ enum { N_KEPT = sizeof kept_files / sizeof kept_files[0] };
 
 typedef struct shard {
     char *path; /* owned */
-    int fd;     /* owned; -1 when closed */
     xs_st_index index;
 } shard;
-
-/* Where one matrix or dense tensor lies in the checkpoint. */
-typedef struct span {
-    uint32_t shard;
-    moe_dtype dtype;
-    uint64_t off, n_elements;
-} span;
 
 struct xs_checkpoint {
     char *dir;       /* owned */
@@ -54,13 +44,18 @@ struct xs_checkpoint {
     shard *shards;   /* [n_shards], owned */
     uint32_t n_shards;
     xs_ck_list list;           /* owned */
-    span *spans;               /* [2 * n_experts_total + n_tensors], owned, in packing order */
+    xs_span *spans;            /* [2 * n_experts_total + n_tensors], owned, in packing order */
+    moe_dtype *dtypes;         /* of the spans, as they are in the checkpoint; owned */
     xs_source_tensor *tensors; /* owned */
     xs_source_file files[N_KEPT];
     uint32_t n_ignored;
     moe_text job;
     char note[160];
     char *stage; /* [STAGE_ELEMENTS] of at most 4 bytes, owned: what is to be converted */
+    bool direct;
+    xs_span_stream *stream; /* owned; NULL before the first read */
+    uint32_t next_item;     /* the piece the stream is at */
+    uint64_t next_off;
     xs_source source;
 };
 
@@ -101,17 +96,9 @@ static moe_status add_shard(xs_checkpoint *c, const char *file, moe_err *err)
     }
     c->shards = grown;
     shard *s = &c->shards[c->n_shards++];
-    *s = (shard){.fd = -1};
+    *s = (shard){0};
     moe_status st = path_of(c->dir, file, &s->path, err);
-    st = st != MOE_OK ? st : xs_st_read(s->path, &s->index, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    s->fd = open(s->path, O_RDONLY | O_CLOEXEC);
-    if (s->fd < 0) {
-        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "cannot open %s", s->path);
-    }
-    return MOE_OK;
+    return st != MOE_OK ? st : xs_st_read(s->path, &s->index, err);
 }
 
 static int by_file(const void *a, const void *b)
@@ -234,12 +221,11 @@ static moe_dtype stored_dtype(const xs_checkpoint *c, moe_dtype dtype)
     return c->dtype != 0 ? c->dtype : dtype;
 }
 
-static span span_of(const xs_ck_tensor *t)
+static void set_span(xs_checkpoint *c, uint32_t i, const xs_ck_tensor *t)
 {
-    return (span){.shard = t->shard,
-                  .dtype = t->t->dtype,
-                  .off = t->t->off,
-                  .n_elements = t->t->bytes / moe_dtype_bytes(t->t->dtype)};
+    c->spans[i] =
+        (xs_span){.path = c->shards[t->shard].path, .off = t->t->off, .bytes = t->t->bytes};
+    c->dtypes[i] = t->t->dtype;
 }
 
 /* Every expert is stored in one dtype: slots are of one size. */
@@ -255,7 +241,7 @@ static moe_status plan_experts(xs_checkpoint *c, moe_err *err)
         xs_expert_tensor_name(s, stack, block, expert, matrices[i % 2], name);
         const xs_ck_tensor *t = xs_ck_find(&c->list, name);
         moe_dtype dtype = stored_dtype(c, t->t->dtype);
-        c->spans[i] = span_of(t);
+        set_span(c, i, t);
         if (i == 0) {
             c->source.expert_dtype = dtype;
         } else if (dtype != c->source.expert_dtype) {
@@ -282,7 +268,7 @@ static void plan_dense(xs_checkpoint *c)
                                   .n_dims = d.n_dims,
                                   .dims = {d.dims[0], d.dims[1], 1, 1}};
         memcpy(out->name, d.name, sizeof out->name);
-        c->spans[2 * s->n_experts_total + n++] = span_of(t);
+        set_span(c, 2 * s->n_experts_total + n++, t);
     }
     c->source.tensors = c->tensors;
     c->source.n_tensors = n;
@@ -292,9 +278,10 @@ static moe_status plan(xs_checkpoint *c, moe_err *err)
 {
     size_t n_spans = 2 * (size_t)c->source.shape.n_experts_total + c->list.n;
     c->spans = calloc(n_spans + 1, sizeof *c->spans);
+    c->dtypes = calloc(n_spans + 1, sizeof *c->dtypes);
     c->tensors = calloc(c->list.n + 1u, sizeof *c->tensors);
     c->stage = malloc(STAGE_ELEMENTS * sizeof(float));
-    if (c->spans == NULL || c->tensors == NULL || c->stage == NULL) {
+    if (c->spans == NULL || c->dtypes == NULL || c->tensors == NULL || c->stage == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "plan of %zu tensors", n_spans);
     }
     moe_status st = plan_experts(c, err);
@@ -336,7 +323,7 @@ static moe_status describe_job(xs_checkpoint *c, moe_err *err)
     for (uint32_t i = 0; i < c->n_shards; i++) {
         struct stat sb;
         const shard *s = &c->shards[i];
-        if (fstat(s->fd, &sb) != 0) {
+        if (stat(s->path, &sb) != 0) {
             return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "stat of %s", s->path);
         }
         moe_text_printf(&c->job, "%s %lld %lld.%09ld %016" PRIx64 "\n", strrchr(s->path, '/') + 1,
@@ -358,83 +345,96 @@ static void describe_note(xs_checkpoint *c)
 
 /* ---- reading ---- */
 
-static moe_status read_span(xs_checkpoint *c, const span *s, uint64_t first, size_t n, char *dst,
-                            moe_dtype to, moe_err *err)
+/* The stream's next elements, converted. */
+static moe_status read_elements(xs_checkpoint *c, moe_dtype from, size_t n, char *dst, moe_dtype to,
+                                moe_err *err)
 {
-    const shard *in = &c->shards[s->shard];
-    size_t from_each = moe_dtype_bytes(s->dtype), to_each = moe_dtype_bytes(to);
-    uint64_t off = s->off + first * from_each;
-    if (s->dtype == to) {
-        return moe_pread_exact(in->fd, dst, n * to_each, off, in->path, err);
+    size_t from_each = moe_dtype_bytes(from), to_each = moe_dtype_bytes(to);
+    if (from == to) {
+        return xs_span_stream_read(c->stream, dst, n * to_each, err);
     }
     while (n > 0) {
         size_t step = n < STAGE_ELEMENTS ? n : STAGE_ELEMENTS;
-        moe_status st = moe_pread_exact(in->fd, c->stage, step * from_each, off, in->path, err);
+        moe_status st = xs_span_stream_read(c->stream, c->stage, step * from_each, err);
         if (st != MOE_OK) {
             return st;
         }
-        moe_dtype_convert(dst, to, c->stage, s->dtype, step);
+        moe_dtype_convert(dst, to, c->stage, from, step);
         dst += step * to_each;
-        off += step * from_each;
         n -= step;
     }
     return MOE_OK;
 }
 
 /* An expert is two spans back to back, a dense tensor one. */
-static const span *spans_of_item(const xs_checkpoint *c, uint32_t item, uint32_t *out_n,
-                                 moe_dtype *out_dtype)
+static uint32_t first_span(const xs_checkpoint *c, uint32_t item)
 {
     uint32_t n_experts = c->source.shape.n_experts_total;
-    if (item < n_experts) {
-        *out_n = 2;
-        *out_dtype = c->source.expert_dtype;
-        return &c->spans[2 * item];
+    return item < n_experts ? 2 * item : n_experts + item;
+}
+
+static moe_dtype item_dtype(const xs_checkpoint *c, uint32_t item)
+{
+    uint32_t n_experts = c->source.shape.n_experts_total;
+    return item < n_experts ? c->source.expert_dtype : c->tensors[item - n_experts].dtype;
+}
+
+static uint64_t item_bytes(const xs_checkpoint *c, uint32_t item)
+{
+    uint64_t n = 0;
+    for (uint32_t i = first_span(c, item); i < first_span(c, item + 1); i++) {
+        n += c->spans[i].bytes / moe_dtype_bytes(c->dtypes[i]);
     }
-    *out_n = 1;
-    *out_dtype = c->tensors[item - n_experts].dtype;
-    return &c->spans[n_experts + item];
+    return n * moe_dtype_bytes(item_dtype(c, item));
+}
+
+/* Makes the stream stand at the piece: as it does, unless reading begins, or begins anew. */
+static moe_status seek(xs_checkpoint *c, const xs_piece *piece, moe_err *err)
+{
+    if (c->stream != NULL && piece->item == c->next_item && piece->off == c->next_off) {
+        return MOE_OK;
+    }
+    MOE_ASSERT(piece->off == 0);
+    xs_span_stream_destroy(c->stream);
+    c->stream = NULL;
+    uint32_t first = first_span(c, piece->item);
+    uint32_t n_spans = 2 * c->source.shape.n_experts_total + c->source.n_tensors;
+    return xs_span_stream_create(&c->spans[first], n_spans - first, c->direct, &c->stream, err);
 }
 
 static moe_status read_piece(void *self, const xs_piece *piece, void *dst, moe_err *err)
 {
     xs_checkpoint *c = self;
-    uint32_t n_spans = 0;
-    moe_dtype dtype = 0;
-    const span *s = spans_of_item(c, piece->item, &n_spans, &dtype);
-    size_t each = moe_dtype_bytes(dtype), left = piece->bytes / each;
-    uint64_t first = piece->off / each;
+    moe_dtype to = item_dtype(c, piece->item);
+    size_t each = moe_dtype_bytes(to), left = piece->bytes / each;
+    uint64_t skip = piece->off / each; /* elements of the item before the piece */
+    uint32_t end = first_span(c, piece->item + 1);
     char *out = dst;
-    for (uint32_t i = 0; i < n_spans && left > 0; i++) {
-        if (first >= s[i].n_elements) {
-            first -= s[i].n_elements;
+    moe_status st = seek(c, piece, err);
+    for (uint32_t i = first_span(c, piece->item); st == MOE_OK && left > 0 && i < end; i++) {
+        uint64_t here = c->spans[i].bytes / moe_dtype_bytes(c->dtypes[i]);
+        if (skip >= here) {
+            skip -= here;
             continue;
         }
-        uint64_t here = s[i].n_elements - first;
-        size_t n = left < here ? left : (size_t)here;
-        moe_status st = read_span(c, &s[i], first, n, out, dtype, err);
-        if (st != MOE_OK) {
-            return st;
-        }
+        size_t n = left < here - skip ? left : (size_t)(here - skip);
+        st = read_elements(c, c->dtypes[i], n, out, to, err);
         out += n * each;
         left -= n;
-        first = 0;
+        skip = 0;
     }
-    MOE_ASSERT(left == 0);
+    if (st != MOE_OK) {
+        xs_span_stream_destroy(c->stream); /* it stands nowhere any more */
+        c->stream = NULL;
+        return st;
+    }
+    c->next_item = piece->item;
+    c->next_off = piece->off + piece->bytes;
+    if (c->next_off == item_bytes(c, piece->item)) {
+        c->next_item++;
+        c->next_off = 0;
+    }
     return MOE_OK;
-}
-
-static void prefetch(void *self, uint32_t item)
-{
-    const xs_checkpoint *c = self;
-    uint32_t n_spans = 0;
-    moe_dtype dtype = 0;
-    const span *s = spans_of_item(c, item, &n_spans, &dtype);
-    for (uint32_t i = 0; i < n_spans; i++) {
-        (void)posix_fadvise(c->shards[s[i].shard].fd, (off_t)s[i].off,
-                            (off_t)(s[i].n_elements * moe_dtype_bytes(s[i].dtype)),
-                            POSIX_FADV_WILLNEED);
-    }
 }
 
 /* ---- life ---- */
@@ -470,7 +470,8 @@ static moe_status read_config(xs_checkpoint *c, moe_err *err)
     return st;
 }
 
-moe_status xs_checkpoint_open(const char *dir, moe_dtype dtype, xs_checkpoint **out, moe_err *err)
+moe_status xs_checkpoint_open(const char *dir, moe_dtype dtype, bool direct, xs_checkpoint **out,
+                              moe_err *err)
 {
     xs_checkpoint *c = calloc(1, sizeof *c);
     if (c == NULL) {
@@ -478,6 +479,7 @@ moe_status xs_checkpoint_open(const char *dir, moe_dtype dtype, xs_checkpoint **
     }
     moe_text_init(&c->job);
     c->dtype = dtype;
+    c->direct = direct;
     moe_status st = open_dir(c, dir, err);
     st = st != MOE_OK ? st : read_config(c, err);
     st = st != MOE_OK ? st : open_weights(c, err);
@@ -492,7 +494,6 @@ moe_status xs_checkpoint_open(const char *dir, moe_dtype dtype, xs_checkpoint **
     describe_note(c);
     c->source.self = c;
     c->source.read = read_piece;
-    c->source.prefetch = prefetch;
     *out = c;
     return MOE_OK;
 }
@@ -502,10 +503,8 @@ void xs_checkpoint_close(xs_checkpoint *c)
     if (c == NULL) {
         return;
     }
+    xs_span_stream_destroy(c->stream); /* before the paths it reads */
     for (uint32_t i = 0; i < c->n_shards; i++) {
-        if (c->shards[i].fd >= 0) {
-            close(c->shards[i].fd);
-        }
         xs_st_fini(&c->shards[i].index);
         free(c->shards[i].path);
     }
@@ -516,6 +515,7 @@ void xs_checkpoint_close(xs_checkpoint *c)
     free(c->shards);
     free(c->list.items);
     free(c->spans);
+    free(c->dtypes);
     free(c->tensors);
     free(c->stage);
     free(c->dir);

@@ -196,7 +196,7 @@ static int pack_checkpoint(const xs_pack_config *cfg, const char *dir)
 {
     moe_err err = {0};
     xs_checkpoint *c = NULL;
-    moe_status st = xs_checkpoint_open(dir, wanted_dtype(cfg, 0), &c, &err);
+    moe_status st = xs_checkpoint_open(dir, wanted_dtype(cfg, 0), cfg->direct, &c, &err);
     int rc = st == MOE_OK ? pack_source(cfg, xs_checkpoint_source(c)) : fail(&err);
     xs_checkpoint_close(c);
     return rc;

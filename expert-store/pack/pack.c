@@ -392,9 +392,6 @@ static moe_status write_items(packer *p, uint32_t first, moe_err *err)
         if (stop_wanted(p)) {
             return stopped(p, i, err);
         }
-        if (i + 1 < p->n_items) {
-            p->src->prefetch(p->src->self, i + 1);
-        }
         moe_status st = write_payload(p, i, err);
         st = st != MOE_OK ? st : put_record(p, i, err);
         if (st != MOE_OK) {

@@ -2,7 +2,8 @@
  *
  * Two makers: checkpoint.h (a Hugging Face directory) and synthetic_source.h (a seed). Items are
  * numbered in packing order: experts by flat index, then dense tensors. An item's payload is a
- * byte stream of known length in the stored dtype; it may be read in pieces, in order.
+ * byte stream of known length in the stored dtype, read in pieces in order. Reading may begin with
+ * any item, and begin anew; from there on the next item follows, so a source can read ahead.
  * Threads: one. Memory: everything here is borrowed from the maker until its close.
  */
 #ifndef XS_SOURCE_H
@@ -47,7 +48,6 @@ typedef struct xs_source {
     const char *note; /* one line for the user, "" for none */
     void *self;
     moe_status (*read)(void *self, const xs_piece *piece, void *dst, moe_err *err) MOE_MUST_CHECK;
-    void (*prefetch)(void *self, uint32_t item); /* a hint that item comes soon; may do nothing */
 } xs_source;
 
 static inline uint64_t xs_source_tensor_bytes(const xs_source_tensor *t)

@@ -46,12 +46,6 @@ static moe_status read_piece(void *self, const xs_piece *piece, void *dst, moe_e
     return MOE_OK;
 }
 
-static void prefetch(void *self, uint32_t item)
-{
-    (void)self;
-    (void)item;
-}
-
 static moe_status list_tensors(xs_synthetic_source *s, moe_err *err)
 {
     xs_synthetic_tensor t;
@@ -107,7 +101,6 @@ moe_status xs_synthetic_source_open(const char *name, moe_dtype dtype, uint64_t 
     s->source.note = "";
     s->source.self = s;
     s->source.read = read_piece;
-    s->source.prefetch = prefetch;
     *out = s;
     return MOE_OK;
 }

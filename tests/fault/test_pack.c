@@ -351,7 +351,7 @@ static void a_checkpoint_that_cannot_be_read_is_named(void **state)
         moe_err err = {0};
         xs_pack_options opt = options();
         preads_left = n;
-        moe_status st = xs_checkpoint_open(CHECKPOINT, MOE_BF16, &in, &err);
+        moe_status st = xs_checkpoint_open(CHECKPOINT, MOE_BF16, true, &in, &err);
         st = st != MOE_OK ? st : xs_pack(xs_checkpoint_source(in), &opt, &r, &err);
         expect(MOE_ERR_IO, st, &err, CHECKPOINT);
         all_well();
@@ -403,7 +403,7 @@ static moe_status verify_any(moe_err *err)
 static moe_status open_checkpoint(moe_err *err)
 {
     xs_checkpoint *c = NULL;
-    moe_status st = xs_checkpoint_open(CHECKPOINT, MOE_BF16, &c, err);
+    moe_status st = xs_checkpoint_open(CHECKPOINT, MOE_BF16, true, &c, err);
     xs_checkpoint_close(c);
     return st;
 }

@@ -21,6 +21,7 @@
 #include "common/file.h"
 #include "expert-store/catalog.h"
 #include "expert-store/pack/store_dir.h"
+#include "expert-store/synthetic.h"
 #include "tests/support/checkpoint_writer.h"
 
 enum { PATH = 512, OUTPUT = 16384, MAX_ARGS = 24 };
@@ -245,6 +246,62 @@ static void small_segments_and_single_buffers_change_nothing_but_the_files(void 
     expect(pack(in("ck"), "--no-direct", "--segment-bytes", "64KiB", "--out", in("b.store"), NULL),
            0, "32 experts");
     assert_same_weights(in("a.store"), in("b.store"));
+}
+
+/* The bytes of each expert, read from the segments, against the generator. */
+static void assert_experts_of_seed(const char *store, moe_dtype dtype, uint64_t seed)
+{
+    xs_catalog *c = NULL;
+    assert_int_equal(MOE_OK, xs_catalog_open(store, &c, NULL));
+    const xs_catalog_info *info = xs_catalog_get_info(c);
+    char *expected = malloc(info->expert_bytes), *stored = malloc(info->expert_bytes);
+    for (uint32_t i = 0; i < info->shape.n_experts_total; i++) {
+        const xs_extent *e = &xs_catalog_expert(c, i)->extent;
+        char path[PATH];
+        xs_catalog_segment_path(c, e->segment, path, sizeof path);
+        int fd = open(path, O_RDONLY);
+        assert_int_equal(MOE_OK,
+                         moe_pread_exact(fd, stored, info->expert_bytes, e->off, path, NULL));
+        close(fd);
+        xs_synthetic_expert(&info->shape, dtype, seed, i, expected);
+        assert_memory_equal(expected, stored, info->expert_bytes);
+    }
+    free(expected);
+    free(stored);
+    xs_catalog_close(c);
+}
+
+/* Experts of 3.1 MiB: several chunks, several buffers, odd file offsets, windows that end in the
+ * middle of an element. */
+static void large_experts_arrive_whole(void **state)
+{
+    (void)state;
+    ck c;
+    ck_init(&c, "switch-tiny", MOE_BF16, 3);
+    ck_config_replace(&c, "\"d_model\": 32", "\"d_model\": 776");
+    ck_config_replace(&c, "\"d_ff\": 64", "\"d_ff\": 1048");
+    ck_config_replace(&c, "\"num_experts\": 8", "\"num_experts\": 3");
+    char config[sizeof c.config];
+    memcpy(config, c.config, sizeof config);
+    ck_fini(&c);
+    const moe_dtype dtypes[] = {MOE_BF16, MOE_F32};
+    for (int i = 0; i < 2; i++) {
+        ck_init_config(&c, config, dtypes[i], 3);
+        ck_split(&c, 2);
+        ck_write(&c, in("ck"));
+        ck_fini(&c);
+        expect(pack(in("ck"), "--out", in("keep.store"), NULL), 0, "12 experts");
+        expect(pack(in("ck"), "--dtype", "bf16", "--buffer-bytes", "1MiB", "--buffers", "2",
+                    "--no-direct", "--out", in("bf16.store"), NULL),
+               0, "12 experts of bf16");
+        assert_experts_of_seed(in("keep.store"), dtypes[i], 3);
+        assert_experts_of_seed(in("bf16.store"), MOE_BF16, 3);
+        expect(pack("verify", in("keep.store"), NULL), 0, "0 bad");
+        expect(pack("verify", in("bf16.store"), NULL), 0, "0 bad");
+        remove_tree(in("ck"));
+        remove_tree(in("keep.store"));
+        remove_tree(in("bf16.store"));
+    }
 }
 
 static void the_files_beside_the_weights_are_kept_byte_for_byte(void **state)
@@ -781,6 +838,7 @@ int main(int argc, char **argv)
         TEST(dtypes_are_converted_when_asked),
         TEST(mixed_dtypes_need_a_choice),
         TEST(small_segments_and_single_buffers_change_nothing_but_the_files),
+        TEST(large_experts_arrive_whole),
         TEST(the_files_beside_the_weights_are_kept_byte_for_byte),
         TEST(copies_of_a_tied_embedding_are_left_out),
         TEST(an_untied_model_keeps_its_head_and_embeddings),

@@ -53,8 +53,15 @@ static void add_matrix(ck *c, uint32_t index, const char *matrix, uint32_t rows,
 
 void ck_init(ck *c, const char *model, moe_dtype dtype, uint64_t seed)
 {
+    char config[sizeof c->config];
+    must(xs_synthetic_config(model, dtype, config, sizeof config, NULL) == MOE_OK, model);
+    ck_init_config(c, config, dtype, seed);
+}
+
+void ck_init_config(ck *c, const char *config, moe_dtype dtype, uint64_t seed)
+{
     *c = (ck){.dtype = dtype, .seed = seed, .n_shards = 1};
-    must(xs_synthetic_config(model, dtype, c->config, sizeof c->config, NULL) == MOE_OK, model);
+    snprintf(c->config, sizeof c->config, "%s", config);
     must(moe_model_shape_parse(c->config, strlen(c->config), &c->shape, NULL) == MOE_OK, "shape");
     xs_synthetic_tensor d;
     for (uint32_t i = 0; xs_synthetic_tensor_at(&c->shape, i, &d, NULL) == MOE_OK; i++) {

@@ -30,6 +30,8 @@ typedef struct ck {
 } ck;
 
 void ck_init(ck *c, const char *model, moe_dtype dtype, uint64_t seed);
+/* A model of any shape. */
+void ck_init_config(ck *c, const char *config, moe_dtype dtype, uint64_t seed);
 void ck_fini(ck *c);
 ck_tensor *ck_find(ck *c, const char *name); /* asserts that it is there */
 /* A copy of like under another name. */
