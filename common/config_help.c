@@ -5,7 +5,8 @@
 #include "common/config.h"
 #include "common/config_value.h"
 
-enum { LABEL_BYTES = 96 };
+enum { LABEL_BYTES = 96, LINE_BYTES = 96, INDENT = 6 };
+static const double NO_LIMIT = 1e15; /* a bound from here on is not worth a reader's time */
 
 static const char *value_hint(const moe_config_row *row)
 {
@@ -37,20 +38,48 @@ static void row_label(const moe_config_row *row, char *out)
     }
 }
 
-static void print_row(const moe_config_spec *spec, const moe_config_row *row, int width, FILE *out)
+/* Prints text in lines of at most LINE_BYTES, each indented by INDENT. */
+static void print_wrapped(const char *text, FILE *out)
+{
+    size_t room = LINE_BYTES - INDENT;
+    while (*text != '\0') {
+        size_t n = strlen(text);
+        if (n > room) {
+            n = room;
+            while (n > 0 && text[n] != ' ') {
+                n--;
+            }
+            n = n > 0 ? n : room; /* one word longer than a line */
+        }
+        fprintf(out, "%*s%.*s\n", INDENT, "", (int)n, text);
+        text += n;
+        text += strspn(text, " ");
+    }
+}
+
+static bool has_limits(const moe_config_row *row)
+{
+    bool number = row->type == MOE_CFG_U64 || row->type == MOE_CFG_SIZE || row->type == MOE_CFG_F64;
+    return number && row->max < NO_LIMIT;
+}
+
+static void print_row(const moe_config_spec *spec, const moe_config_row *row, FILE *out)
 {
     char label[LABEL_BYTES];
     char env[96];
     char limits[MOE_CFG_ALLOWED_BYTES] = "";
+    char facts[LABEL_BYTES + sizeof env + sizeof limits + MOE_CFG_STR_BYTES];
     row_label(row, label);
     moe_config_env_name(spec, row, env, sizeof env);
-    if (row->type == MOE_CFG_U64 || row->type == MOE_CFG_SIZE || row->type == MOE_CFG_F64) {
+    if (has_limits(row)) {
         moe_config_value_allowed(row, limits);
     }
-    fprintf(out, "  %-*s  %s\n", width, label, row->help);
-    fprintf(out, "  %-*s  [default %s; %s%s%s]\n", width, "",
-            row->value[0] != '\0' ? row->value : "empty", limits, limits[0] != '\0' ? "; " : "",
-            env);
+    snprintf(facts, sizeof facts, "[default %s; %s%s%s]",
+             row->value[0] != '\0' ? row->value : "empty", limits, limits[0] != '\0' ? "; " : "",
+             env);
+    fprintf(out, "  %s\n", label);
+    print_wrapped(row->help, out);
+    print_wrapped(facts, out);
 }
 
 void moe_config_help(const moe_config_spec *spec, FILE *out)
@@ -61,28 +90,18 @@ void moe_config_help(const moe_config_spec *spec, FILE *out)
         {"--version", "print the version and exit"},
         {"--help", "print this and exit"},
     };
-    char label[LABEL_BYTES];
-    int width = 0;
-    for (size_t i = 0; i < spec->n_rows; i++) {
-        row_label(&spec->rows[i], label);
-        int len = (int)strlen(label);
-        width = len > width ? len : width;
-    }
-    for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
-        int len = (int)strlen(fixed[i][0]);
-        width = len > width ? len : width;
-    }
     fprintf(out, "Usage: %s [OPTION]...%s%s\n\n%s\n\n", spec->program,
             spec->synopsis[0] != '\0' ? " " : "", spec->synopsis, spec->about);
     fprintf(out,
-            "Each setting: default, then [%s] of the --config file, then the environment, "
+            "Each setting: default, then [%s] of the --config file, then the environment,\n"
             "then the command line.\n\n",
             spec->section);
     for (size_t i = 0; i < spec->n_rows; i++) {
-        print_row(spec, &spec->rows[i], width, out);
+        print_row(spec, &spec->rows[i], out);
     }
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
-        fprintf(out, "  %-*s  %s\n", width, fixed[i][0], fixed[i][1]);
+        fprintf(out, "  %s\n", fixed[i][0]);
+        print_wrapped(fixed[i][1], out);
     }
 }
 
