@@ -289,9 +289,12 @@ def in_threads(work, items):
 class Pair:
     """A store and a worker of the demo model."""
 
-    def __init__(self, store_options=(), worker_options=(), ram=None, name=""):
-        self.store = Store(pack(), *store_options, ram=ram, name=name + "store")
-        self.worker = Worker(self.store.endpoint, *worker_options, name=name + "worker")
+    n_made = 0
+
+    def __init__(self, store_options=(), worker_options=(), ram=None):
+        Pair.n_made += 1
+        self.store = Store(pack(), *store_options, ram=ram, name=f"store{Pair.n_made}")
+        self.worker = Worker(self.store.endpoint, *worker_options, name=f"worker{Pair.n_made}")
 
     def __enter__(self):
         self.store.start()
@@ -311,16 +314,14 @@ def clean_up():
     _children.clear()
     if scratch is not None:
         shutil.rmtree(scratch, ignore_errors=True)
-    for name in _shm_seen:  # of stores that were killed and not started again
-        try:
-            os.unlink("/dev/shm/" + name)
-        except FileNotFoundError:
-            pass
+    for name in left_behind():  # of stores that were killed and not started again
+        os.unlink("/dev/shm/" + name)
 
 
 def left_behind():
-    """Shared memory of ours that is still there."""
-    return sorted(_shm_seen & shm_names())
+    """Shared memory that is still there of any store that was ready once: pregate-<store>-<what>."""
+    stores = {name.split("-")[1] for name in _shm_seen}
+    return sorted(name for name in shm_names() if name.split("-")[1] in stores)
 
 
 def main():
