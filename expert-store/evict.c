@@ -93,11 +93,11 @@ int64_t xs_evict_choose(xs_evict_policy policy, xs_candidate *c, uint32_t n, uin
     }
     switch (policy) {
     case XS_EVICT_LFU:
+    case XS_EVICT_PREDICTED:
         return least(policy, c, n, fewer_uses);
     case XS_EVICT_SIEVE:
         return sieve(c, n, hand);
     case XS_EVICT_LRU:
-    case XS_EVICT_PREDICTED:
         break;
     }
     return least(policy, c, n, older_use);

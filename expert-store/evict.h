@@ -16,7 +16,7 @@ typedef enum xs_evict_policy {
 
 typedef struct xs_candidate { /* one READY slot */
     uint32_t slot, expert;
-    uint64_t uses;       /* summed over workers since it was loaded */
+    uint64_t uses;       /* of its expert lately, over all its stays: popularity.h */
     int64_t last_use_ns; /* latest over workers; load time if never used */
     int64_t loaded_ns;
     bool leased;    /* now, by anyone: never chosen */
@@ -26,8 +26,11 @@ typedef struct xs_candidate { /* one READY slot */
 } xs_candidate;
 
 /* Index into c[0..n) or -1 when nothing may go.
- *   LRU        the longest unused        LFU   the fewest uses, of those the longest unused
- *   PREDICTED  LRU over what is not predicted
+ *   LRU        the longest unused
+ *   LFU        the fewest uses, of those the longest unused. With counts that outlive a stay and
+ *              fade it follows both a constant popularity and a change of topic; counts that begin
+ *              anew at each load do neither (93 % of the best static set's hits, and 52 %)
+ *   PREDICTED  LFU over what is not predicted
  *   SIEVE      the first unvisited one from the hand on, in the order of loading; clears the
  *              visited bits it passes (the caller carries them over to the next call)
  * *hand is the number of the slot SIEVE's hand stands at, kept by the caller between calls, 0 at

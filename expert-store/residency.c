@@ -4,7 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expert-store/popularity.h"
+
 typedef struct expert_notes {
+    uint64_t uses_seen; /* of the uses in lease tables, those that popularity knows */
     int64_t predicted_until_ns;
     uint64_t uses_at_prediction;
     bool pinned;
@@ -17,7 +20,8 @@ struct xs_residency {
     expert_notes *notes;      /* [n_experts], owned */
     xs_candidate *candidates; /* [n_slots], owned; scratch of one eviction */
     bool *leased;             /* [n_slots], owned; scratch of one scan */
-    uint32_t generation;      /* the last one given */
+    xs_popularity popularity;
+    uint32_t generation; /* the last one given */
     uint32_t sieve_hand;
     uint32_t n_pinned;
     xs_residency_counters counters;
@@ -148,6 +152,11 @@ moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_residency **out, 
     if (st != MOE_OK) {
         goto fail;
     }
+    st =
+        xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_slots), err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
     *out = r;
     return MOE_OK;
 fail:
@@ -161,6 +170,7 @@ void xs_residency_destroy(xs_residency *r)
         return;
     }
     xs_slot_pool_destroy(r->pool);
+    xs_popularity_fini(&r->popularity);
     free(r->notes);
     free(r->candidates);
     free(r->leased);
@@ -199,6 +209,15 @@ static uint64_t uses_only(const xs_residency *r, uint32_t expert)
 
 /* ---- adoption ---- */
 
+/* What lease tables say of the time before this store is all there is to know. */
+static void seed_popularity(xs_residency *r)
+{
+    for (uint32_t x = 0; x < r->cfg.n_experts; x++) {
+        r->notes[x].uses_seen = uses_only(r, x);
+        xs_popularity_seed(&r->popularity, x, r->notes[x].uses_seen);
+    }
+}
+
 static void adopt_word(xs_residency *r, uint32_t expert, int64_t now_ns)
 {
     uint64_t w = atomic_load_explicit(&r->words[expert], memory_order_acquire);
@@ -232,6 +251,7 @@ void xs_residency_adopt(xs_residency *r, int64_t now_ns)
     for (uint32_t x = 0; x < r->cfg.n_experts; x++) {
         adopt_word(r, x, now_ns);
     }
+    seed_popularity(r);
     for (uint32_t s = 0; s < r->cfg.n_slots; s++) {
         if (xs_slot_pool_at(r->pool, s)->state == XS_SLOT_FREE &&
             xs_lease_view_names_slot(r->cfg.leases, s)) {
@@ -242,6 +262,15 @@ void xs_residency_adopt(xs_residency *r, int64_t now_ns)
 }
 
 /* ---- evicting ---- */
+
+static void note_uses(xs_residency *r, uint32_t expert, uint64_t n)
+{
+    expert_notes *notes = &r->notes[expert];
+    if (n > notes->uses_seen) {
+        xs_popularity_use(&r->popularity, expert, n - notes->uses_seen);
+        notes->uses_seen = n;
+    }
+}
 
 /* Place = slot, so that SIEVE's hand keeps its meaning; what is no candidate counts as leased. */
 static void describe_slots(xs_residency *r, bool spare_predicted, int64_t now_ns)
@@ -258,14 +287,17 @@ static void describe_slots(xs_residency *r, bool spare_predicted, int64_t now_ns
         int64_t last_ns = s->loaded_ns;
         uint64_t n = uses(r, s->expert, &last_ns);
         c->expert = s->expert;
-        c->uses = n - s->uses_at_load;
         c->last_use_ns = last_ns;
         c->loaded_ns = s->loaded_ns;
         c->leased = r->leased[i];
         c->pinned = s->n_holds > 0 || r->notes[s->expert].pinned;
         c->predicted = spare_predicted && xs_residency_is_predicted(r, s->expert, now_ns);
         c->pinned = c->pinned || c->predicted;
-        c->visited = n != s->uses_at_sieve;
+        c->visited = n > s->uses_at_sieve;
+        note_uses(r, s->expert, n);
+    }
+    for (uint32_t i = 0; i < r->cfg.n_slots; i++) { /* all at one moment: noting moves the clock */
+        r->candidates[i].uses = xs_popularity_get(&r->popularity, r->candidates[i].expert);
     }
 }
 
@@ -275,7 +307,8 @@ static void note_sieve(xs_residency *r)
     for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
         xs_slot *s = xs_slot_pool_at(r->pool, i);
         if (s->state == XS_SLOT_READY && !r->candidates[i].visited) {
-            s->uses_at_sieve = uses_only(r, s->expert);
+            uint64_t n = uses_only(r, s->expert);
+            s->uses_at_sieve = n > s->uses_at_sieve ? n : s->uses_at_sieve;
         }
     }
 }
@@ -331,11 +364,13 @@ static bool evict_one_of(xs_residency *r, bool spare_predicted, int64_t now_ns)
     return false;
 }
 
-/* A demand read takes even a predicted expert's slot, but only when nothing else may go. */
+/* Guesses leave predicted experts alone, whatever the policy. Under PREDICTED a demand takes their
+ * slots only when nothing else may go. */
 static bool evict_for(xs_residency *r, xs_fetch_class why, int64_t now_ns)
 {
-    return evict_one_of(r, true, now_ns) ||
-           (why == XS_FETCH_DEMAND && evict_one_of(r, false, now_ns));
+    bool demand = why == XS_FETCH_DEMAND;
+    bool spare = !demand || r->cfg.policy == XS_EVICT_PREDICTED;
+    return evict_one_of(r, spare, now_ns) || (demand && spare && evict_one_of(r, false, now_ns));
 }
 
 moe_status xs_residency_evict(xs_residency *r, uint32_t expert, moe_err *err)
@@ -369,7 +404,7 @@ moe_status xs_residency_begin_load(xs_residency *r, uint32_t expert, xs_fetch_cl
     xs_slot *s = xs_slot_pool_at(r->pool, slot);
     s->wanted = why == XS_FETCH_DEMAND;
     s->uses_at_load = uses_only(r, expert);
-    s->uses_at_sieve = s->uses_at_load;
+    s->uses_at_sieve = s->uses_at_load + 1; /* the use it is loaded for is no visit */
     r->generation++;
     set_word(r, expert, r->generation, slot, MOE_BOARD_LOADING);
     *out_slot = slot;

@@ -77,7 +77,7 @@ uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state);
 uint32_t xs_residency_leased(xs_residency *r); /* slots that a lease names now */
 
 /* ABSENT or FAILED -> LOADING, in a free slot or an evicted one. Speculative classes leave
- * predicted experts alone. MOE_ERR_NO_SLOT: all in use; come again when something changed. */
+ * predicted experts alone; under PREDICTED a demand does too, while anything else may go. MOE_ERR_NO_SLOT: all in use; come again when something changed. */
 MOE_MUST_CHECK moe_status xs_residency_begin_load(xs_residency *r, uint32_t expert,
                                                   xs_fetch_class why, int64_t now_ns,
                                                   uint32_t *out_slot, moe_err *err);

@@ -34,7 +34,7 @@ typedef struct xs_slot {
     uint32_t n_holds;       /* reasons not to evict it: WANTs waiting for a lease, re-hashing */
     uint32_t free_at;       /* FREE: place in the free stack */
     uint64_t uses_at_load;  /* of its expert, over all workers */
-    uint64_t uses_at_sieve; /* the same when SIEVE's hand passed last */
+    uint64_t uses_at_sieve; /* more than these are a visit for SIEVE's hand */
     int64_t loaded_ns;
 } xs_slot;
 

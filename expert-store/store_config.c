@@ -26,7 +26,9 @@ static const moe_config_row rows[] = {
     ROW(max_workers, MOE_CFG_U64, 1, 63, "8", "workers served at the same time"),
     ROW(leases_per_worker, MOE_CFG_U64, 0, 65536, "0",
         "slots one worker may hold at the same time; 0 = from --ram-bytes, at most 256"),
-    ROW_ENUM(evict, "lru|lfu|sieve|predicted", "lru", "which expert leaves a full memory first"),
+    ROW_ENUM(evict, "lru|lfu|sieve|predicted", "predicted",
+             "which expert leaves a full memory first; predicted: the least used lately (lfu) of "
+             "those that no prediction names"),
     ROW_ENUM(engine, "auto|io_uring|pread", "auto", "how the drive is read"),
     ROW(direct, MOE_CFG_BOOL, 0, 0, "true", "read past the page cache (O_DIRECT)"),
     ROW(pin, MOE_CFG_BOOL, 0, 0, "true", "lock the slots in memory"),

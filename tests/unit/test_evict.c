@@ -48,6 +48,9 @@ static void predicted_spares_what_is_wanted_soon(void **state)
     uint32_t hand = 0;
     assert_int_equal(2, xs_evict_choose(XS_EVICT_PREDICTED, c, 3, &hand));
     assert_int_equal(0, xs_evict_choose(XS_EVICT_LRU, c, 3, &hand));
+    c[2].uses = 2; /* of the others the least used goes */
+    c[1].uses = 1;
+    assert_int_equal(1, xs_evict_choose(XS_EVICT_PREDICTED, c, 3, &hand));
     c[1].predicted = c[2].predicted = true;
     assert_int_equal(-1, xs_evict_choose(XS_EVICT_PREDICTED, c, 3, &hand));
 }

@@ -239,6 +239,13 @@ static void only_unused_guesses_count_as_wasted(void **state)
     assert_int_equal(1, xs_residency_get_counters(f->residency)->wasted);
 }
 
+/* The first use is what it was loaded for; the second one shows that it is wanted again. */
+static void use_twice(fake_store *f, uint32_t expert, int64_t now_ns)
+{
+    fake_store_use(f, 0, expert, now_ns);
+    fake_store_use(f, 0, expert, now_ns);
+}
+
 static void lfu_and_sieve_choose_by_use(void **state)
 {
     (void)state;
@@ -251,8 +258,9 @@ static void lfu_and_sieve_choose_by_use(void **state)
         fake_store_load(&f, 0, 1);
         fake_store_load(&f, 1, 2);
         fake_store_load(&f, 2, 3);
-        fake_store_use(&f, 0, 0, 10); /* oldest load, but used */
-        fake_store_use(&f, 0, 2, 11);
+        use_twice(&f, 0, 10); /* oldest load, but used again */
+        fake_store_use(&f, 0, 1, 11);
+        use_twice(&f, 2, 12);
         fake_store_load(&f, 3, 20);
         assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 1));
         fake_store_fini(&f);
@@ -270,13 +278,92 @@ static void sieve_remembers_what_its_hand_has_passed(void **state)
     fake_store_load(&f, 0, 1);
     fake_store_load(&f, 1, 2);
     fake_store_load(&f, 2, 3);
-    fake_store_use(&f, 0, 0, 10);
+    use_twice(&f, 0, 10);
     fake_store_load(&f, 3, 20); /* passes 0, takes 1 */
-    fake_store_use(&f, 0, 2, 21);
-    fake_store_use(&f, 0, 3, 21);
+    assert_int_equal(MOE_BOARD_READY, state_of(&f, 0));
+    use_twice(&f, 2, 21);
+    use_twice(&f, 3, 21);
     fake_store_load(&f, 4, 30); /* 2 and 3 were used since, 0 was not */
     assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 0));
     fake_store_fini(&f);
+}
+
+static void init_with(fake_store *f, xs_evict_policy policy)
+{
+    fake_store_cfg cfg = small;
+    cfg.policy = policy;
+    fake_store_init(f, &cfg);
+}
+
+static void lfu_knows_an_expert_that_comes_back(void **state)
+{
+    (void)state;
+    fake_store f;
+    init_with(&f, XS_EVICT_LFU);
+    fake_store_load(&f, 0, 1);
+    use_twice(&f, 0, 2);
+    fake_store_load(&f, 1, 3);
+    fake_store_load(&f, 2, 4);
+    use_twice(&f, 1, 5);
+    use_twice(&f, 1, 6);
+    use_twice(&f, 2, 7);
+    use_twice(&f, 2, 8);
+    fake_store_load(&f, 3, 9); /* in place of 0, the least used */
+    assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 0));
+    fake_store_use(&f, 0, 3, 10);
+    fake_store_load(&f, 0, 11); /* in place of 3; not used since it came back, but known */
+    assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 3));
+    fake_store_load(&f, 4, 12); /* 0 has two uses, still the fewest */
+    assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 0));
+    fake_store_use(&f, 0, 4, 13);
+    fake_store_load(&f, 0, 14);
+    use_twice(&f, 0, 15);
+    fake_store_use(&f, 0, 0, 16); /* over both stays more than 1 and 2 */
+    fake_store_load(&f, 3, 17);
+    assert_int_equal(MOE_BOARD_READY, state_of(&f, 0));
+    assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 1)); /* of 1 and 2 the longer unused */
+    fake_store_fini(&f);
+}
+
+static void lfu_knows_after_an_adoption_what_was_used_before(void **state)
+{
+    (void)state;
+    fake_store f;
+    init_with(&f, XS_EVICT_LFU);
+    for (uint32_t x = 0; x < 3; x++) {
+        fake_store_load(&f, x, 1 + x);
+    }
+    for (int i = 0; i < 100; i++) { /* more than the period of three slots */
+        fake_store_use(&f, 0, 0, 10);
+        fake_store_use(&f, 0, 2, 11);
+        if (i < 80) {
+            fake_store_use(&f, 0, 1, 12); /* the last used, but the least */
+        }
+    }
+    fake_store_crash(&f);
+    xs_residency_adopt(f.residency, 20);
+    fake_store_load(&f, 3, 21);
+    assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, 1));
+    fake_store_fini(&f);
+}
+
+/* A demand's own choice, that is; guesses spare predicted experts under every policy. */
+static void only_predicted_lets_a_demand_spare_what_is_predicted(void **state)
+{
+    (void)state;
+    const xs_evict_policy policies[] = {XS_EVICT_LRU, XS_EVICT_PREDICTED};
+    const uint32_t leaves[] = {0, 1};
+    for (int i = 0; i < 2; i++) {
+        fake_store f;
+        init_with(&f, policies[i]);
+        fake_store_load(&f, 0, 1);
+        fake_store_load(&f, 1, 2);
+        fake_store_load(&f, 2, 3);
+        xs_residency_predict(f.residency, 0, 5);
+        fake_store_load(&f, 3, 6);
+        assert_int_equal(MOE_BOARD_ABSENT, state_of(&f, leaves[i]));
+        fake_store_fini(&f);
+    }
 }
 
 /* ---- condemned slots ---- */
@@ -485,6 +572,9 @@ int main(void)
         TEST(pins_are_bounded_so_that_workers_can_be_served),
         TEST(evicting_what_is_not_there_is_not_found),
         TEST(a_prediction_keeps_its_expert_from_other_guesses_but_not_from_a_demand),
+        TEST(only_predicted_lets_a_demand_spare_what_is_predicted),
+        TEST(lfu_knows_an_expert_that_comes_back),
+        TEST(lfu_knows_after_an_adoption_what_was_used_before),
         TEST(only_unused_guesses_count_as_wasted),
         cmocka_unit_test(lfu_and_sieve_choose_by_use),
         cmocka_unit_test(sieve_remembers_what_its_hand_has_passed),
