@@ -78,8 +78,11 @@ static void copies_go_in_every_direction(void **state)
     rig_ok(&the, fns->copy_async(the.stream, m, b, BYTES, &the.err));
     rig_ok(&the, fns->fill_async(the.stream, b, 0, BYTES, &the.err));
     rig_ok(&the, fns->copy_async(the.stream, b, m, BYTES, &the.err));
+    rig_ok(&the, fns->fill_async(the.stream, m, 0x5A, BYTES, &the.err));
     rig_copy(&the, back, b, BYTES);
     assert_memory_equal(from, back, BYTES);
+    memset(from, 0x5A, BYTES);
+    assert_memory_equal(from, m, BYTES);
     assert_int_equal(MOE_ERR_INVALID, fns->copy_async(the.stream, NULL, from, 1, NULL));
     rig_ok(&the, fns->copy_async(the.stream, NULL, NULL, 0, &the.err));
 }
