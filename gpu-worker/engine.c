@@ -243,8 +243,11 @@ static void admit(gw_engine *e)
     moe_mutex_unlock(&e->mu);
 }
 
-static bool any_record(gw_sequence *const *seqs, uint32_t n)
+static bool wants_record(const gw_engine *e, gw_sequence *const *seqs, uint32_t n)
 {
+    if (e->cfg.routing_log != NULL) {
+        return true;
+    }
     for (uint32_t i = 0; i < n; i++) {
         if (seqs[i]->request.record != NULL) {
             return true;
@@ -289,7 +292,7 @@ static moe_status encode_step(gw_engine *e, uint32_t first, moe_err *err)
     gw_step_result step;
     int64_t begin_ns = moe_now_ns();
     moe_status st =
-        gw_forward_encode(e->session->forward, batch, n, any_record(batch, n), &step, err);
+        gw_forward_encode(e->session->forward, batch, n, wants_record(e, batch, n), &step, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -310,6 +313,7 @@ static moe_status encode_step(gw_engine *e, uint32_t first, moe_err *err)
         }
         row += n_input;
     }
+    gw_routing_log_add(e->cfg.routing_log, MOE_ENCODER, step.view.experts, step.view.stride, row);
     compact_running(e);
     return MOE_OK;
 }
@@ -354,7 +358,7 @@ static moe_status decode_step(gw_engine *e, moe_err *err)
     uint32_t n = e->n_running;
     gw_step_result step;
     int64_t begin_ns = moe_now_ns();
-    moe_status st = gw_forward_decode(e->session->forward, batch, n, any_record(batch, n),
+    moe_status st = gw_forward_decode(e->session->forward, batch, n, wants_record(e, batch, n),
                                       any_wants_logits(batch, n), &step, err);
     if (st != MOE_OK) {
         return st;
@@ -365,6 +369,7 @@ static moe_status decode_step(gw_engine *e, moe_err *err)
     count(&counters(e)->decode_steps, 1);
     count(&counters(e)->output_tokens, n);
     count_batch(counters(e), n);
+    gw_routing_log_add(e->cfg.routing_log, MOE_DECODER, step.view.experts, step.view.stride, n);
     for (uint32_t i = 0; i < n; i++) {
         take_token(e, i, &step);
     }
@@ -434,6 +439,7 @@ static moe_status first_attach(gw_engine *e, moe_err *err)
     e->shape = *gw_store_client_shape(s->client);
     (void)snprintf(e->model_name, sizeof e->model_name, "%s",
                    gw_store_client_welcome(s->client)->model_name);
+    gw_routing_log_describe(e->cfg.routing_log, e->model_name, &e->shape);
     e->candidates = calloc(e->shape.vocab, sizeof *e->candidates);
     if (e->candidates == NULL) {
         gw_session_destroy(s);
@@ -802,7 +808,7 @@ static void add_counters(const moe_worker_counters *c, moe_metrics *m)
                         "%s", "");
     }
     for (uint32_t i = 0; i < MOE_BATCH_BUCKETS; i++) {
-        moe_metrics_add(m, MOE_METRIC_COUNTER, "pregate_worker_decode_steps_by_batch_total",
+        moe_metrics_add(m, MOE_METRIC_COUNTER, "pregate_worker_batch_steps_total",
                         "Decode steps by number of sequences, up to a power of two",
                         (double)read_counter(&c->batch_bucket[i]), "batch=\"%u\"", 1u << i);
     }

@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "common/model_shape.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/routing_log.h"
 
 typedef struct gw_engine_cfg {
     const krn_ops *ops;
@@ -30,7 +31,8 @@ typedef struct gw_engine_cfg {
     uint32_t max_encode_tokens; /* prompt tokens of one encode step; >= max_input_tokens */
     bool checkpoint_capacity;   /* --expert-capacity checkpoint */
     int64_t expert_deadline_ns;
-    gw_trace *trace; /* borrowed, may be NULL */
+    gw_trace *trace;             /* borrowed, may be NULL */
+    gw_routing_log *routing_log; /* borrowed, may be NULL: gets every step's choices */
 } gw_engine_cfg;
 
 typedef struct gw_engine gw_engine;

@@ -10,7 +10,8 @@
 
 struct gw_forward {
     gw_forward_cfg cfg;
-    gw_workspace ws; /* owned */
+    gw_workspace ws;                  /* owned */
+    const gw_routing_source *routing; /* borrowed; NULL: gates choose */
 };
 
 /* One step being submitted. */
@@ -189,8 +190,20 @@ static void dense_feed_forward(struct pass *p, const gw_layer_weights *w)
     add_projected(p, p->ws->ff, &w->wo);
 }
 
-/* Who computes what: probabilities, choices, and rows sorted by expert. */
-static void gate(struct pass *p, const gw_weight *w, uint32_t capacity, const krn_routing *out)
+/* The record of block b. Routing that comes from outside has ids and weights elsewhere. */
+static krn_routing record_of(const struct pass *p, uint32_t b)
+{
+    krn_routing record = p->ws->routing[b % 2];
+    if (p->f->routing != NULL) {
+        gw_routing_source_apply(p->f->routing, p->stack, b, &record);
+    }
+    return record;
+}
+
+/* Who computes what: probabilities, choices, and rows sorted by expert. The gate chooses into
+ * `chosen`; `out`, the same or another record, is what gets sorted. */
+static void gate(struct pass *p, const gw_weight *w, uint32_t capacity, const krn_routing *chosen,
+                 const krn_routing *out)
 {
     const krn_gate_topk_args choose = {.n_rows = p->n_rows,
                                        .d_model = w->cols,
@@ -199,7 +212,7 @@ static void gate(struct pass *p, const gw_weight *w, uint32_t capacity, const kr
                                        .w_dtype = w->dtype,
                                        .h = p->ws->h,
                                        .w = w->data,
-                                       .out = *out};
+                                       .out = *chosen};
     const krn_dispatch_args sort = {.n_rows = p->n_rows,
                                     .n_experts = w->rows,
                                     .top_k = p->shape->top_k,
@@ -244,11 +257,10 @@ static void publish_all_experts(struct pass *p, uint32_t block)
 static void route(struct pass *p, const gw_layer_weights *w, uint32_t b, const krn_routing *mine)
 {
     const moe_stack_shape *stack = &p->shape->stack[p->stack];
-    const krn_routing *theirs = &p->ws->routing[(b + 1) % 2];
     uint32_t capacity = p->stack == MOE_ENCODER ? p->f->cfg.expert_capacity : 0;
     bool pregated = p->shape->pregate_lookahead > 0;
     if (b == 0 || !pregated) {
-        gate(p, &w->router, capacity, mine);
+        gate(p, &w->router, capacity, &p->ws->routing[b % 2], mine);
         publish_choice(p, KRN_MAIL_ROUTED, b, mine);
     } else if (p->step.publish_at_use) {
         publish_choice(p, KRN_MAIL_ROUTED, b, mine);
@@ -257,13 +269,15 @@ static void route(struct pass *p, const gw_layer_weights *w, uint32_t b, const k
         return;
     }
     if (pregated) {
-        gate(p, &w->pregate, capacity, theirs);
+        const krn_routing theirs = record_of(p, b + 1);
+        gate(p, &w->pregate, capacity, &p->ws->routing[(b + 1) % 2], &theirs);
         if (!p->step.publish_at_use) {
-            publish_choice(p, KRN_MAIL_ROUTED, b + 1, theirs);
+            publish_choice(p, KRN_MAIL_ROUTED, b + 1, &theirs);
         }
     } else if (p->step.publish_guess) {
         uint32_t next_layer = stack->layer_of_block[b + 1];
-        gate(p, &p->f->cfg.weights->stack[p->stack].layer[next_layer].router, 0, &p->ws->guess);
+        gate(p, &p->f->cfg.weights->stack[p->stack].layer[next_layer].router, 0, &p->ws->guess,
+             &p->ws->guess);
         publish_choice(p, KRN_MAIL_GUESSED, b + 1, &p->ws->guess);
     }
 }
@@ -311,18 +325,18 @@ static void combine(struct pass *p, const krn_routing *mine)
 
 static void moe_block(struct pass *p, const gw_layer_weights *w, uint32_t b)
 {
-    const krn_routing *mine = &p->ws->routing[b % 2];
+    const krn_routing mine = record_of(p, b);
     if (p->step.publish_all && b + 1 < p->shape->stack[p->stack].n_blocks) {
         publish_all_experts(p, b + 1);
     }
     norm(p, &w->ffn_norm);
-    route(p, w, b, mine);
+    route(p, w, b, &mine);
     for (uint32_t wave = 0; wave < p->step.n_waves; wave++) {
-        run_wave(p, b, wave, mine);
+        run_wave(p, b, wave, &mine);
     }
-    combine(p, mine);
+    combine(p, &mine);
     if (p->want_record) {
-        copy(p, p->ws->out_experts + (size_t)b * p->ws->max_rows, mine->ids,
+        copy(p, p->ws->out_experts + (size_t)b * p->ws->max_rows, mine.ids,
              p->n_rows * sizeof(int32_t));
     }
 }
@@ -544,6 +558,11 @@ moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out, moe_er
     }
     *out = f;
     return MOE_OK;
+}
+
+void gw_forward_set_routing(gw_forward *f, const gw_routing_source *source)
+{
+    f->routing = source;
 }
 
 void gw_forward_destroy(gw_forward *f)

@@ -25,6 +25,7 @@
 #include "gpu-worker/dense_weights.h"
 #include "gpu-worker/kv_cache.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/routing_source.h"
 #include "gpu-worker/sequence.h"
 
 typedef struct gw_forward_cfg {
@@ -44,6 +45,9 @@ typedef struct gw_forward gw_forward;
 MOE_MUST_CHECK moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out,
                                             moe_err *err);
 void gw_forward_destroy(gw_forward *f); /* accepts NULL */
+/* Measurements only: records come from this source (borrowed; it must outlive the forward pass)
+ * instead of the gates, from the next step on. */
+void gw_forward_set_routing(gw_forward *f, const gw_routing_source *source);
 
 /* Lent until the next step. */
 typedef struct gw_step_result {

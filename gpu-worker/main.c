@@ -10,17 +10,21 @@
 static const struct {
     const char *name;
     int (*run)(const gw_config *cfg);
-} commands[] = {{"run", gw_run_main}, {"serve", gw_serve_main}};
+} commands[] = {{"run", gw_run_main},
+                {"serve", gw_serve_main},
+                {"bench", gw_bench_main},
+                {"plan", gw_plan_main},
+                {"replay", gw_replay_main}};
 
 int main(int argc, char **argv)
 {
     gw_config cfg;
     moe_err err;
     moe_config_action action = MOE_CONFIG_RUN;
-    const char *command = NULL;
-    uint32_t n_positional = 0;
-    if (moe_config_load(&gw_config_spec, argc, argv, &cfg, &command, 1, &n_positional, &action,
-                        &err) != MOE_OK) {
+    const char *words[2] = {NULL, NULL}; /* the command; replay: its file */
+    uint32_t n_words = 0;
+    if (moe_config_load(&gw_config_spec, argc, argv, &cfg, words, 2, &n_words, &action, &err) !=
+        MOE_OK) {
         fprintf(stderr, "gpu-worker: %s\n", err.text);
         return 2;
     }
@@ -39,15 +43,25 @@ int main(int argc, char **argv)
     }
     moe_log_set_level((moe_log_level)cfg.log_level);
     signal(SIGPIPE, SIG_IGN);
-    for (size_t i = 0; n_positional == 1 && i < sizeof commands / sizeof commands[0]; i++) {
-        if (strcmp(command, commands[i].name) == 0) {
+    if (n_words == 0) {
+        fprintf(stderr, "gpu-worker: no command; use run, serve, bench, plan or replay (--help "
+                        "shows all settings)\n");
+        return 2;
+    }
+    if (n_words == 2) {
+        if (strcmp(words[0], "replay") != 0) {
+            fprintf(stderr, "gpu-worker: unexpected argument '%s' after '%s'\n", words[1],
+                    words[0]);
+            return 2;
+        }
+        snprintf(cfg.file, sizeof cfg.file, "%s", words[1]);
+    }
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (strcmp(words[0], commands[i].name) == 0) {
             return commands[i].run(&cfg);
         }
     }
-    if (n_positional == 0) {
-        fprintf(stderr, "gpu-worker: no command; use run or serve (--help shows all settings)\n");
-    } else {
-        fprintf(stderr, "gpu-worker: unknown command '%s'; use run or serve\n", command);
-    }
+    fprintf(stderr, "gpu-worker: unknown command '%s'; use run, serve, bench, plan or replay\n",
+            words[0]);
     return 2;
 }

@@ -11,16 +11,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-typedef struct event {
-    const char *name; /* static */
-    int64_t begin_ns, end_ns;
-    uint64_t bytes;
-    int32_t block, expert;
-    gw_lane lane;
-} event;
-
 struct gw_trace {
-    event *events; /* [max] owned */
+    gw_trace_event *events; /* [max] owned */
     uint32_t max;
     _Atomic uint64_t
         n_added; /* relaxed: only hands out places; joining the adders orders the rest */
@@ -58,14 +50,30 @@ void gw_trace_add(gw_trace *t, gw_lane lane, const char *name, int64_t begin_ns,
     }
     uint64_t place = atomic_fetch_add_explicit(&t->n_added, 1, memory_order_relaxed);
     if (place < t->max) {
-        t->events[place] = (event){.name = name,
-                                   .begin_ns = begin_ns,
-                                   .end_ns = end_ns,
-                                   .bytes = bytes,
-                                   .block = block,
-                                   .expert = expert,
-                                   .lane = lane};
+        t->events[place] = (gw_trace_event){.name = name,
+                                            .begin_ns = begin_ns,
+                                            .end_ns = end_ns,
+                                            .bytes = bytes,
+                                            .block = block,
+                                            .expert = expert,
+                                            .lane = lane};
     }
+}
+
+uint32_t gw_trace_n_events(const gw_trace *t)
+{
+    uint64_t added = atomic_load_explicit(&t->n_added, memory_order_relaxed);
+    return added < t->max ? (uint32_t)added : t->max;
+}
+
+const gw_trace_event *gw_trace_at(const gw_trace *t, uint32_t i)
+{
+    return &t->events[i];
+}
+
+uint64_t gw_trace_n_dropped(const gw_trace *t)
+{
+    return atomic_load_explicit(&t->n_added, memory_order_relaxed) - gw_trace_n_events(t);
 }
 
 static const char *lane_name(gw_lane lane)
@@ -94,7 +102,7 @@ static void write_lanes(FILE *f)
 }
 
 /* Times are microseconds; args only where they mean something. */
-static void write_event(FILE *f, const event *e)
+static void write_event(FILE *f, const gw_trace_event *e)
 {
     int64_t dur_ns = e->end_ns > e->begin_ns ? e->end_ns - e->begin_ns : 0;
     const char *comma = "";
@@ -121,11 +129,9 @@ moe_status gw_trace_write(const gw_trace *t, const char *path, moe_err *err)
     if (f == NULL) {
         return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "create trace %s", path);
     }
-    uint64_t added = atomic_load_explicit(&t->n_added, memory_order_relaxed);
-    uint64_t n = added < t->max ? added : t->max;
     fputs("{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n", f);
     write_lanes(f);
-    for (uint64_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < gw_trace_n_events(t); i++) {
         write_event(f, &t->events[i]);
     }
     /* Last in the list, so that every line above may end in a comma. */
@@ -133,7 +139,7 @@ moe_status gw_trace_write(const gw_trace *t, const char *path, moe_err *err)
         f,
         "{\"ph\":\"M\",\"pid\":1,\"name\":\"process_name\",\"args\":{\"name\":\"gpu-worker\"}}\n"
         "],\"otherData\":{\"dropped_events\":\"%llu\"}}\n",
-        (unsigned long long)(added - n));
+        (unsigned long long)gw_trace_n_dropped(t));
     bool bad = ferror(f) != 0;
     if (fclose(f) != 0 || bad) {
         return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "write trace %s", path);

@@ -1,6 +1,7 @@
 /* worker.c - see worker.h. */
 #include "gpu-worker/worker.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -9,7 +10,7 @@
 enum { TRACE_EVENTS = 1 << 20 };
 static const char *const backend_names[] = {"auto", "cpu", "cuda"};
 
-static moe_status open_device(const gw_config *cfg, gw_worker *w, moe_err *err)
+moe_status gw_worker_open_device(const gw_config *cfg, gw_worker *w, moe_err *err)
 {
     char note[200] = "";
     moe_status st = krn_ops_find(backend_names[cfg->backend], &w->ops, note, sizeof note, err);
@@ -25,16 +26,21 @@ static moe_status open_device(const gw_config *cfg, gw_worker *w, moe_err *err)
     return w->ops->backend.open(&open, &w->device, err);
 }
 
+moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t out_bytes, moe_err *err)
+{
+    if (cfg->endpoint[0] == '\0') {
+        return moe_default_endpoint(out, out_bytes, err);
+    }
+    snprintf(out, out_bytes, "%s", cfg->endpoint);
+    return MOE_OK;
+}
+
 static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
 {
-    char fallback[MOE_CFG_STR_BYTES];
-    const char *endpoint = cfg->endpoint;
-    if (endpoint[0] == '\0') {
-        moe_status st = moe_default_endpoint(fallback, sizeof fallback, err);
-        if (st != MOE_OK) {
-            return st;
-        }
-        endpoint = fallback;
+    char endpoint[MOE_CFG_STR_BYTES];
+    moe_status st = gw_endpoint_of(cfg, endpoint, sizeof endpoint, err);
+    if (st != MOE_OK) {
+        return st;
     }
     gw_engine_cfg e = {
         .ops = w->ops,
@@ -53,7 +59,9 @@ static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
                                                                       : cfg->max_input_tokens),
         .checkpoint_capacity = cfg->expert_capacity == 1,
         .expert_deadline_ns = (int64_t)cfg->expert_deadline_s * MOE_NS_PER_S,
+        .cell_policy = (gw_cell_policy)cfg->cell_policy,
         .trace = w->trace,
+        .routing_log = w->routing_log,
     };
     return gw_engine_create(&e, &w->engine, err);
 }
@@ -74,9 +82,12 @@ static moe_status open_tokenizer(gw_worker *w, moe_err *err)
 moe_status gw_worker_open(const gw_config *cfg, gw_worker *w, moe_err *err)
 {
     *w = (gw_worker){0};
-    moe_status st = open_device(cfg, w, err);
+    moe_status st = gw_worker_open_device(cfg, w, err);
     if (st == MOE_OK && cfg->trace[0] != '\0') {
         st = gw_trace_create(TRACE_EVENTS, &w->trace, err);
+    }
+    if (st == MOE_OK && cfg->record_routing[0] != '\0') {
+        st = gw_routing_log_create(cfg->record_routing, &w->routing_log, err);
     }
     if (st == MOE_OK) {
         st = open_engine(cfg, w, err);
@@ -99,6 +110,9 @@ void gw_worker_close(const gw_config *cfg, gw_worker *w)
         moe_log_err("worker", "trace_not_written", &err);
     }
     gw_trace_destroy(w->trace);
+    if (gw_routing_log_close(w->routing_log, &err) != MOE_OK) {
+        moe_log_err("worker", "recording_not_written", &err);
+    }
     if (w->ops != NULL && w->device != NULL) {
         w->ops->backend.close(w->device);
     }

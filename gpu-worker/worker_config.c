@@ -20,6 +20,8 @@ static const moe_config_row rows[] = {
     ROW(cells, MOE_CFG_U64, 0, 1 << 20, "0", "experts on the device; 0 = from cell-bytes"),
     ROW(cell_bytes, MOE_CFG_SIZE, 0, 1e15, "0B",
         "device memory for experts; 0 = twice the largest active set of one decode step"),
+    ROW_ENUM(cell_policy, "lru|lfu|lifo-inactive", "lru",
+             "which expert leaves a full device first"),
     ROW(max_batch, MOE_CFG_U64, 1, 256, "16", "sequences decoded together"),
     ROW(max_queue, MOE_CFG_U64, 1, 65536, "256", "waiting sequences; more are refused (503)"),
     ROW(max_input_tokens, MOE_CFG_U64, 1, 16384, "512", "longest prompt"),
@@ -31,15 +33,18 @@ static const moe_config_row rows[] = {
     ROW(expert_deadline_s, MOE_CFG_U64, 1, 3600, "20",
         "an expert that takes longer fails the requests that need it"),
     ROW(trace, MOE_CFG_STR, 0, 0, "", "write a timeline for Perfetto to this file at the end"),
+    ROW(record_routing, MOE_CFG_STR, 0, 0, "",
+        "write which experts every step chose to this file, for replay and --routing trace:FILE"),
     ROW_ENUM(log_level, "debug|info|warn|error", "info", "least level that is logged"),
 
     ROW(prompt, MOE_CFG_STR, 0, 0, "", "run: the text; else --file, else standard input"),
-    ROW(file, MOE_CFG_STR, 0, 0, "", "run: one prompt a line"),
+    ROW(file, MOE_CFG_STR, 0, 0, "", "run: one prompt a line; replay: the recording"),
     ROW(max_tokens, MOE_CFG_U64, 1, 16384, "256", "run: longest answer"),
     ROW(seed, MOE_CFG_U64, 0, 1.8e19, "0", "run: of sampling"),
     ROW(temperature, MOE_CFG_F64, 0, 2, "0", "run: 0 = always the likeliest token"),
     ROW(top_p, MOE_CFG_F64, 0.0001, 1, "1", "run: sample from the likeliest tokens of this mass"),
-    ROW(json, MOE_CFG_BOOL, 0, 0, "false", "run: one JSON object a line instead of text"),
+    ROW(json, MOE_CFG_BOOL, 0, 0, "false",
+        "run: one JSON object a line instead of text; plan, replay: JSON instead of a table"),
 
     ROW(http, MOE_CFG_STR, 0, 0, "127.0.0.1:8080", "serve: address to listen on"),
     ROW(api_key_file, MOE_CFG_STR, 0, 0, "", "serve: file whose first line is the bearer token"),
@@ -48,15 +53,51 @@ static const moe_config_row rows[] = {
     ROW(max_connections, MOE_CFG_U64, 1, 65536, "512", "serve: open connections"),
     ROW(max_body_bytes, MOE_CFG_SIZE, 1024, 1 << 28, "1MiB", "serve: largest request body"),
     ROW(drain_s, MOE_CFG_U64, 0, 3600, "10", "serve: longest wait for open requests at a stop"),
+
+    ROW(policies, MOE_CFG_STR, 0, 0, "resident,pregated,on-demand",
+        "bench, plan: fetch policies to compare"),
+    ROW(batches, MOE_CFG_STR, 0, 0, "1", "bench, plan: numbers of sequences decoded together"),
+    ROW(cell_sweep, MOE_CFG_STR, 0, 0, "",
+        "bench, replay: numbers of cells, each a count or a share of all experts like 20%"),
+    ROW(cell_policies, MOE_CFG_STR, 0, 0, "lru", "bench: policies for a full device to compare"),
+    ROW(routing, MOE_CFG_STR, 0, 0, "model",
+        "bench: who chooses experts: model, or made up: uniform, zipf:S, forced:K, trace:FILE"),
+    ROW(prompt_tokens, MOE_CFG_U64, 1, 16384, "256", "bench, plan: random ids of a prompt"),
+    ROW(output_tokens, MOE_CFG_U64, 2, 16384, "256", "bench, plan: tokens decoded a sequence"),
+    ROW(warmups, MOE_CFG_U64, 0, 1000, "1", "bench: answers before those that count"),
+    ROW(repeats, MOE_CFG_U64, 1, 1000, "4", "bench: answers that count"),
+    ROW(bench_name, MOE_CFG_STR, 0, 0, "main", "bench: value of the key \"bench\""),
+    ROW(machine, MOE_CFG_STR, 0, 0, "", "bench: value of the key \"machine\"; default the device"),
+    ROW(out, MOE_CFG_STR, 0, 0, "", "bench: append rows to this file; default standard output"),
+
+    ROW(model, MOE_CFG_STR, 0, 0, "", "plan: a checkpoint's directory; default what the store has"),
+    ROW(synthetic, MOE_CFG_STR, 0, 0, "", "plan: a model by name, e.g. switch-base-128"),
+    ROW_ENUM(dtype, "auto|bf16|f32|f16", "auto", "plan: element type; auto = the checkpoint's"),
+    ROW(device_bytes, MOE_CFG_SIZE, 0, 1e15, "0B",
+        "plan: device memory to use; 0 = what is free on this machine's device"),
+    ROW(ram_bytes, MOE_CFG_SIZE, 0, 1e15, "0B",
+        "plan: memory for the store; 0 = three quarters of this machine's"),
+    ROW(link_gbps, MOE_CFG_F64, 0, 1e6, "0", "plan: host to device, 1e9 bytes/s"),
+    ROW(memory_gbps, MOE_CFG_F64, 0, 1e6, "0", "plan: device memory, 1e9 bytes/s"),
+    ROW(drive_gbps, MOE_CFG_F64, 0, 1e6, "0", "plan: drive, 1e9 bytes/s"),
+    ROW(resident_ms, MOE_CFG_F64, 0, 1e6, "0",
+        "plan: a measured step with everything resident; 0 = its memory floor"),
+    ROW(measure, MOE_CFG_BOOL, 0, 0, "false", "plan: measure link and device memory here"),
+
+    ROW(skip_steps, MOE_CFG_U64, 0, 1e9, "0",
+        "replay: first steps that fill cells but do not count"),
 };
 
 const moe_config_spec gw_config_spec = {
     .program = "gpu-worker",
     .section = "worker",
-    .synopsis = "run|serve [options]",
+    .synopsis = "run|serve|bench|plan|replay FILE [options]",
     .about = "Runs the transformer; its experts come from expert-store while blocks compute.\n"
              "  run    answers prompts from --prompt, --file or standard input and exits\n"
-             "  serve  answers HTTP: /v1/completions, /v1/models, /health, /metrics",
+             "  serve  answers HTTP: /v1/completions, /v1/models, /health, /metrics\n"
+             "  bench  measures decoding of the store's model: policies, batches, cells, routings\n"
+             "  plan   says whether a model fits this machine, and how fast it can be\n"
+             "  replay runs a recorded routing against every cell policy, offline",
     .rows = rows,
     .n_rows = sizeof rows / sizeof rows[0],
 };

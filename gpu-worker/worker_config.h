@@ -15,10 +15,12 @@ typedef struct gw_config {
     uint64_t device, threads;
     double cpu_link_gbps;
     uint64_t cells, cell_bytes;
+    int cell_policy; /* gw_cell_policy */
     uint64_t max_batch, max_queue;
     uint64_t max_input_tokens, max_output_tokens, max_encode_tokens;
     uint64_t connect_timeout_s, expert_deadline_s;
     char trace[MOE_CFG_STR_BYTES];
+    char record_routing[MOE_CFG_STR_BYTES];
     int log_level;
     /* run */
     char prompt[MOE_CFG_STR_BYTES];
@@ -31,6 +33,25 @@ typedef struct gw_config {
     char api_key_file[MOE_CFG_STR_BYTES];
     char allow_host[MOE_CFG_STR_BYTES];
     uint64_t max_connections, max_body_bytes, drain_s;
+    /* bench, and partly plan and replay; lists are "a,b,c" */
+    char policies[MOE_CFG_STR_BYTES];
+    char batches[MOE_CFG_STR_BYTES];
+    char cell_sweep[MOE_CFG_STR_BYTES];
+    char cell_policies[MOE_CFG_STR_BYTES];
+    char routing[MOE_CFG_STR_BYTES];
+    uint64_t prompt_tokens, output_tokens, warmups, repeats;
+    char bench_name[MOE_CFG_STR_BYTES];
+    char machine[MOE_CFG_STR_BYTES];
+    char out[MOE_CFG_STR_BYTES];
+    /* plan */
+    char model[MOE_CFG_STR_BYTES];
+    char synthetic[MOE_CFG_STR_BYTES];
+    int dtype; /* "auto|bf16|f32|f16" */
+    uint64_t device_bytes, ram_bytes;
+    double link_gbps, memory_gbps, drive_gbps, resident_ms;
+    bool measure;
+    /* replay */
+    uint64_t skip_steps;
 } gw_config;
 
 extern const moe_config_spec gw_config_spec;

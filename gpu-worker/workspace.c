@@ -85,6 +85,15 @@ static moe_status no_memory(const gw_workspace *w, uint64_t bytes, const char *w
                     (unsigned long long)bytes, where, w->max_rows, w->max_batch);
 }
 
+uint64_t gw_workspace_device_bytes(const moe_model_shape *shape, uint32_t max_rows,
+                                   uint32_t max_batch)
+{
+    gw_workspace w = {.max_rows = max_rows, .max_batch = max_batch};
+    struct carver device = {0};
+    carve_device(&device, shape, &w);
+    return device.used;
+}
+
 moe_status gw_workspace_init(const gw_workspace_cfg *cfg, gw_workspace *out, moe_err *err)
 {
     const krn_backend_fns *backend = &cfg->ops->backend;

@@ -67,5 +67,8 @@ typedef struct gw_workspace {
 MOE_MUST_CHECK moe_status gw_workspace_init(const gw_workspace_cfg *cfg, gw_workspace *out,
                                             moe_err *err);
 void gw_workspace_fini(gw_workspace *w); /* accepts zeroed */
+/* Device memory that init would allocate. */
+uint64_t gw_workspace_device_bytes(const moe_model_shape *shape, uint32_t max_rows,
+                                   uint32_t max_batch);
 
 #endif
