@@ -329,8 +329,7 @@ static void help_shows_default_range_and_environment_in_short_lines(void **state
     assert_non_null(strstr(text, "  --slot-bytes SIZE\n"
                                  "      one pinned slot\n"
                                  "      [default 32MiB; a size from 4KiB to 4GiB, such as 64KiB or "
-                                 "2GiB;\n"
-                                 "      PREGATE_DEMO_SLOT_BYTES]\n"));
+                                 "2GiB; PREGATE_DEMO_SLOT_BYTES]\n"));
     assert_non_null(strstr(text, "  --[no-]direct-io\n      read with O_DIRECT\n"));
     assert_non_null(strstr(text, "  --policy lru|lfu|lifo\n      eviction policy\n"));
     assert_non_null(strstr(text, "  --help\n      print this and exit\n"));
