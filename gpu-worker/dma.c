@@ -6,7 +6,6 @@
 #include "common/clock.h"
 
 enum { SPECULATIVE_PIECES = 2, NO_TRANSFER = -1, MAX_TRANSFERS = 1024 };
-static const uint64_t piece_bytes = 16u << 20;
 
 typedef struct transfer {
     bool in_use;
@@ -123,8 +122,8 @@ static moe_status queue_bytes(gw_dma *d, uint32_t index, uint64_t bytes, bool pi
                   .queued_ns = moe_now_ns(),
                   .bytes = bytes,
                   .piece = piece};
-    for (uint64_t at = 0; at < bytes && st == MOE_OK; at += piece_bytes) {
-        uint64_t n = bytes - at < piece_bytes ? bytes - at : piece_bytes;
+    for (uint64_t at = 0; at < bytes && st == MOE_OK; at += d->cfg.piece_bytes) {
+        uint64_t n = bytes - at < d->cfg.piece_bytes ? bytes - at : d->cfg.piece_bytes;
         uint64_t off = t->queued_bytes + at;
         st = b->copy_async(d->stream, t->dst + off, (const char *)t->lease.data + off, n, err);
     }
@@ -150,7 +149,8 @@ static uint64_t bytes_left(const gw_dma *d, const transfer *t)
 static moe_status queue_piece(gw_dma *d, uint32_t index, moe_err *err)
 {
     uint64_t left = bytes_left(d, &d->transfers[index]);
-    return queue_bytes(d, index, left < piece_bytes ? left : piece_bytes, true, err);
+    uint64_t n = left < d->cfg.piece_bytes ? left : d->cfg.piece_bytes;
+    return queue_bytes(d, index, n, true, err);
 }
 
 moe_status gw_dma_start(gw_dma *d, const gw_dma_copy *copy, moe_err *err)

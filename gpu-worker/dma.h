@@ -4,9 +4,9 @@
  *   start --lease--> copying --its event has passed--> landed (callback), lease released
  *
  * One copy stream, in order: what was started first lands first, and a signal queued behind copies
- * announces them all. Certain copies are queued whole and at once. Speculative ones are cut into
- * pieces of at most 16 MiB and only SPECULATIVE_PIECES of those are queued at any time, so that a
- * certain copy that comes later waits for at most so much; hurry queues the rest at once.
+ * announces them all. Copies are cut into pieces. Certain ones are queued whole and at once, of
+ * speculative ones only SPECULATIVE_PIECES pieces at any time, so that a certain copy that comes
+ * later waits for at most so much; hurry queues the rest at once.
  * Owns: the copy stream, its events, the leases of copies under way.
  * Threads: the fetch thread; create and destroy from its owner. No allocation after create.
  * At shutdown destroy waits for what is queued, then releases the leases.
@@ -21,14 +21,17 @@
 #include "gpu-worker/trace.h"
 #include "kernels/ops.h"
 
+enum { GW_DMA_PIECE_BYTES = 16 << 20 }; /* 0.3 ms of a PCIe 5 x16 link */
+
 typedef struct gw_dma_cfg {
     const krn_ops *ops;      /* borrowed */
     krn_device *device;      /* borrowed */
     gw_store_client *client; /* borrowed */
     uint32_t n_cells;
     uint64_t expert_bytes;
-    bool pinned;     /* slots are registered; else copies are counted as pageable */
-    gw_trace *trace; /* borrowed, may be NULL */
+    uint64_t piece_bytes; /* e.g. GW_DMA_PIECE_BYTES */
+    bool pinned;          /* slots are registered; else copies are counted as pageable */
+    gw_trace *trace;      /* borrowed, may be NULL */
 } gw_dma_cfg;
 
 typedef struct gw_landing {

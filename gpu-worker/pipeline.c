@@ -33,6 +33,7 @@ struct gw_pipeline {
     gw_fetch *fetch;    /* owned */
 
     moe_histogram wave_wait, store_wait;
+    _Atomic uint64_t guesses_passed_over;
     uint64_t step; /* the latest */
     bool in_step;
 };
@@ -165,6 +166,7 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                             .client = p->cfg.client,
                             .n_cells = p->n_cells,
                             .expert_bytes = gw_store_client_welcome(p->cfg.client)->expert_bytes,
+                            .piece_bytes = GW_DMA_PIECE_BYTES,
                             .pinned = p->pinned,
                             .trace = p->cfg.trace};
     moe_status st = gw_cell_pool_create(&pool, &p->pool, err);
@@ -186,6 +188,7 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                                           .cell_bytes = p->cell_bytes,
                                           .n_cells = p->n_cells,
                                           .expert_deadline_ns = p->cfg.expert_deadline_ns,
+                                          .guesses_passed_over = &p->guesses_passed_over,
                                           .wave_wait = &p->wave_wait,
                                           .store_wait = &p->store_wait,
                                           .trace = p->cfg.trace},
@@ -412,6 +415,9 @@ void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_store_alive",
                     "1: the store has answered lately.", gw_fetch_store_alive(p->fetch) ? 1 : 0,
                     "%s", "");
+    moe_metrics_add(m, MOE_METRIC_COUNTER, "pregate_worker_guesses_passed_over_total",
+                    "Guesses not fetched because lately too few came true.",
+                    read_counter(&p->guesses_passed_over, 0), "%s", "");
     moe_metrics_add_histogram(m, "pregate_worker_wave_wait_seconds",
                               "Time a group of experts waited for its last byte.", &p->wave_wait,
                               "%s", "");

@@ -420,6 +420,11 @@ bool gw_store_client_is_resident(const gw_store_client *c, uint32_t expert)
     return moe_board_word_state(word) == MOE_BOARD_READY;
 }
 
+bool gw_store_client_has_answer(const gw_store_client *c, uint32_t expert)
+{
+    return c->lost || c->want[expert] == WANT_FAILED || gw_store_client_is_resident(c, expert);
+}
+
 /* ---- connecting ------------------------------------------------------------------------------ */
 
 /* Errors of a store that may welcome us later are MOE_ERR_AGAIN. */

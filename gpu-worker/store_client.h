@@ -46,18 +46,21 @@ moe_worker_counters *gw_store_client_counters(const gw_store_client *c);
 moe_block_counters *gw_store_client_block_counters(const gw_store_client *c, uint32_t flat_block);
 
 typedef struct gw_lease {
-    uint32_t index;    /* lease word */
+    uint32_t index; /* lease word */
     uint32_t slot;
-    const void *data;  /* the expert's bytes; valid until release */
+    const void *data; /* the expert's bytes; valid until release */
 } gw_lease;
 /* MOE_OK: leased. MOE_ERR_AGAIN: not resident (want it). MOE_ERR_LIMIT: no free lease word: release
- * one first. MOE_ERR_IO: a WANT of ours was answered by FAILED (its text), until it is wanted again;
- * a board that says FAILED from before is only MOE_ERR_AGAIN. MOE_ERR_DISCONNECTED: lost.
+ * one first. MOE_ERR_IO: a WANT of ours was answered by FAILED (its text), until it is wanted
+ * again; a board that says FAILED from before is only MOE_ERR_AGAIN. MOE_ERR_DISCONNECTED: lost.
  * Updates the use record. Never blocks, sends nothing. */
 MOE_MUST_CHECK moe_status gw_store_client_lease(gw_store_client *c, uint32_t expert, gw_lease *out,
                                                 moe_err *err);
 void gw_store_client_release(gw_store_client *c, const gw_lease *lease);
 bool gw_store_client_is_resident(const gw_store_client *c, uint32_t expert); /* board READY now */
+/* Is there news for a lease to tell: resident, FAILED, or all is lost? Else it says MOE_ERR_AGAIN.
+ */
+bool gw_store_client_has_answer(const gw_store_client *c, uint32_t expert);
 
 /* Send, never block; a full socket is not an error (wants are repeated by poll, predictions drop).
  * Wanting an expert that is wanted already sends nothing. The counters count experts, not messages.

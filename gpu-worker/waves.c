@@ -60,6 +60,7 @@ struct gw_waves {
     uint32_t next_seat;  /* waves before it have all their cells */
     uint32_t first_open; /* waves before it are signalled */
     guess guess;
+    gw_speculation speculation;
     bool asked; /* PREDICT or WANT went out since begin */
 
     uint32_t fill_next; /* RESIDENT: experts before it are under way or in cells */
@@ -261,6 +262,9 @@ static void count_fetch(gw_waves *ws, const entry *e, int64_t now_ns)
  * MOE_ERR_LIMIT: try again when something has landed. */
 static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t now_ns)
 {
+    if (!gw_store_client_has_answer(ws->cfg.client, e->expert)) {
+        return MOE_ERR_AGAIN;
+    }
     moe_err err = {.status = MOE_OK};
     gw_dma_copy copy = {.expert = e->expert,
                         .cell = e->cell,
@@ -398,6 +402,7 @@ static void signal_empty(gw_waves *ws, uint32_t block, uint32_t first)
 
 /* ---- planning -------------------------------------------------------------------------------- */
 
+/* What the plan needs of it is protected by then, the rest is not. */
 static void dissolve_guess(gw_waves *ws)
 {
     guess *g = &ws->guess;
@@ -488,6 +493,18 @@ static void plan_all(gw_waves *ws, uint32_t block)
     plan_block(ws, block, ws->set, ws->shape->n_experts, true, false);
 }
 
+/* Of the guess's copies, how many does the plan need? */
+static void judge_guess(gw_waves *ws)
+{
+    uint32_t n_copied = 0, n_used = 0;
+    for (uint32_t i = 0; i < ws->guess.n; i++) {
+        const entry *e = &ws->guess.entries[i];
+        n_copied += e->fetched;
+        n_used += e->fetched && gw_cell_pool_is_needed(ws->cfg.pool, e->expert);
+    }
+    gw_speculation_learn(&ws->speculation, n_copied, n_used);
+}
+
 static void on_routed(gw_waves *ws, const krn_mail *m)
 {
     uint32_t b = m->block - first_block(ws);
@@ -506,7 +523,8 @@ static void on_routed(gw_waves *ws, const krn_mail *m)
         dissolve_guess(ws); /* its block was never routed */
     }
     plan_block(ws, m->block, m->expert, m->n, ahead, true);
-    if (was_guessed) { /* only now: what the plan needs is protected, the rest is not */
+    if (was_guessed) {
+        judge_guess(ws);
         dissolve_guess(ws);
     }
 }
@@ -522,6 +540,10 @@ static void on_guessed(gw_waves *ws, const krn_mail *m)
         return;
     }
     dissolve_guess(ws);
+    if (!gw_speculation_allows(&ws->speculation)) {
+        add(ws->cfg.guesses_passed_over, 1);
+        return;
+    }
     guess *g = &ws->guess;
     g->block = m->block;
     g->n = m->n < ws->cfg.capacity ? m->n : ws->cfg.capacity;
@@ -537,6 +559,7 @@ static void on_guessed(gw_waves *ws, const krn_mail *m)
 
 static void on_reached(gw_waves *ws, const krn_mail *m)
 {
+    MOE_ASSERT(ws->planned[m->block - first_block(ws)]); /* else it would wait for ever */
     wave *w = wave_of(ws, m->block, m->wave);
     w->reached_ns = m->time_ns;
 }

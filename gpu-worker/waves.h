@@ -11,7 +11,8 @@
  * resident, resident ones first. A WANT is sent only for an expert that has a cell, so a slot that
  * the store holds for us is leased at the next look.
  * A guess (experts of one block, before its ROUTED) uses what is left when every planned wave is
- * signalled; it holds pins until ROUTED of its block.
+ * signalled; it holds pins until ROUTED of its block. Where guesses do not pay they are passed over
+ * for a while (gw_speculation).
  * Threads: the fetch thread; create and destroy from its owner. No allocation after create.
  */
 #ifndef GW_WAVES_H
@@ -36,6 +37,7 @@ typedef struct gw_waves_cfg {
     uint64_t cell_bytes;
     uint32_t n_cells;
     int64_t expert_deadline_ns;
+    _Atomic uint64_t *guesses_passed_over; /* borrowed: counts them */
     moe_histogram *wave_wait;  /* borrowed: REACHED until the last byte arrived, 0 if before */
     moe_histogram *store_wait; /* borrowed: WANT until leased */
     gw_trace *trace;           /* borrowed, may be NULL */
