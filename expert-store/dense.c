@@ -241,7 +241,9 @@ moe_status xs_dense_load(const xs_model *m, void *region, uint64_t bytes, moe_er
     }
     memcpy(h->store_uuid, m->uuid, sizeof h->store_uuid);
     h->n_entries = list.n;
-    memcpy((char *)region + MOE_DENSE_ENTRIES_OFF, list.items, list.n * sizeof *list.items);
+    if (list.n > 0) {
+        memcpy((char *)region + MOE_DENSE_ENTRIES_OFF, list.items, list.n * sizeof *list.items);
+    }
     st = m->catalog != NULL ? fill_catalog(m, &list, region, err)
                             : fill_synthetic(m, &list, region, err);
     if (st == MOE_OK) {

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -426,13 +426,10 @@ static void one_worker_too_many_is_told_so(void **state)
     rig_client_close(&third);
 }
 
-/* A child that joins, leases an expert and waits to be killed. */
-static pid_t fork_worker(const char *endpoint, uint32_t expert, int tell_fd)
+/* This program again, as a worker that joins, leases an expert and waits to be killed. A fresh
+ * image: the sockets' threads do not survive a fork. */
+static int be_worker(const char *endpoint, uint32_t expert, int tell_fd)
 {
-    pid_t pid = fork();
-    if (pid != 0) {
-        return pid;
-    }
     static rig_client c;
     rig_client_join(&c, endpoint);
     (void)rig_client_lease(&c, 0, expert);
@@ -440,11 +437,26 @@ static pid_t fork_worker(const char *endpoint, uint32_t expert, int tell_fd)
     atomic_fetch_add(&h->counters.decode_steps, 42);
     atomic_fetch_add(&moe_lease_blocks(c.leases.base)[0].slot_miss, 3);
     if (write(tell_fd, &c.welcome.worker_id, sizeof c.welcome.worker_id) < 0) {
-        _exit(1);
+        return 1;
     }
     for (;;) {
         pause();
     }
+}
+
+static pid_t fork_worker(const char *endpoint, uint32_t expert, int tell_fd)
+{
+    char expert_text[16];
+    char fd_text[16];
+    snprintf(expert_text, sizeof expert_text, "%u", expert);
+    snprintf(fd_text, sizeof fd_text, "%d", tell_fd);
+    pid_t pid = fork();
+    if (pid == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        execl("/proc/self/exe", "test_store", "worker", endpoint, expert_text, fd_text, NULL);
+        _exit(127);
+    }
+    return pid;
 }
 
 static void a_killed_worker_gives_its_slots_back_and_its_counters_stay(void **state)
@@ -872,6 +884,10 @@ int main(int argc, char **argv)
         TEST(a_stop_gives_up_on_what_finds_no_slot),
         TEST(operators_prefetch_pin_evict_and_drain),
     };
+    if (argc == 5 && strcmp(argv[1], "worker") == 0) {
+        return be_worker(argv[2], (uint32_t)strtoul(argv[3], NULL, 10),
+                         (int)strtol(argv[4], NULL, 10));
+    }
     if (argc < 3) {
         fprintf(stderr, "usage: %s EXPERT-STORE EXPERT-PACK [FILTER]\n", argv[0]);
         return 2;
