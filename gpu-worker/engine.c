@@ -450,7 +450,8 @@ static moe_status first_attach(gw_engine *e, moe_err *err)
                                      .vocab = e->shape.vocab,
                                      .eos_id = e->shape.eos_id,
                                      .start_id = e->shape.decoder_start_id,
-                                     .d_model = e->shape.d_model};
+                                     .d_model = e->shape.d_model,
+                                     .record_gates = e->cfg.record_gates};
     for (int stack = 0; stack < MOE_N_STACKS; stack++) {
         e->limits.n_blocks[stack] = e->shape.stack[stack].n_blocks;
     }

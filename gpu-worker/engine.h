@@ -30,6 +30,7 @@ typedef struct gw_engine_cfg {
     uint32_t max_input_tokens, max_output_tokens;
     uint32_t max_encode_tokens; /* prompt tokens of one encode step; >= max_input_tokens */
     bool checkpoint_capacity;   /* --expert-capacity checkpoint */
+    bool record_gates;          /* records may want gates: costs memory for them, mapped */
     int64_t expert_deadline_ns;
     gw_trace *trace;             /* borrowed, may be NULL */
     gw_routing_log *routing_log; /* borrowed, may be NULL: gets every step's choices */
@@ -55,6 +56,7 @@ typedef enum gw_finish {
  * on_done, arrays malloc'ed by the engine, freed by gw_record_fini. */
 typedef struct gw_record {
     bool want_logits;          /* keep all logits: [n_steps][vocab]; else only sums and top 5 */
+    bool want_gates;           /* keep what gates saw; needs gw_engine_cfg.record_gates */
     uint32_t n_input, n_steps; /* decoder positions computed */
     int32_t *encoder_experts;  /* [encoder blocks][n_input] */
     int32_t *decoder_experts;  /* [decoder blocks][n_steps] (strided by capacity max_steps) */
@@ -62,6 +64,9 @@ typedef struct gw_record {
     float *encoder_out;        /* [n_input][d_model], after the final norm */
     float *logits;             /* [max_steps][vocab] when want_logits */
     double *logits_sum;        /* [max_steps] */
+    double *forced_logprob;    /* [max_steps] ln p of the forced token; 0 where none was forced */
+    float *encoder_gates;      /* [encoder blocks][n_input][d_model] when want_gates: h */
+    float *decoder_gates;      /* [decoder blocks][max_steps][d_model] when want_gates */
     int32_t top5_id[5];        /* of the first position */
     float top5_logit[5];
 } gw_record;

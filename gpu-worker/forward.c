@@ -339,6 +339,10 @@ static void moe_block(struct pass *p, const gw_layer_weights *w, uint32_t b)
         copy(p, p->ws->out_experts + (size_t)b * p->ws->max_rows, mine.ids,
              p->n_rows * sizeof(int32_t));
     }
+    if (p->want_record && p->f->cfg.record_gates) {
+        copy(p, p->ws->out_gates + (size_t)b * p->ws->max_rows * p->shape->d_model, p->ws->h,
+             (size_t)p->n_rows * p->shape->d_model * sizeof(float));
+    }
 }
 
 static void layers(struct pass *p)
@@ -493,7 +497,8 @@ static void finish(struct pass *p, gw_step_result *out)
     out->view = (gw_step_view){.experts = ws->out_experts,
                                .stride = ws->max_rows,
                                .hidden = ws->out_hidden,
-                               .logits = ws->out_logits};
+                               .logits = ws->out_logits,
+                               .gates = p->f->cfg.record_gates ? ws->out_gates : NULL};
     out->next = ws->out_next;
     out->row_failed = ws->out_failed;
 }
@@ -550,7 +555,8 @@ moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out, moe_er
                                  .device = cfg->device,
                                  .shape = cfg->shape,
                                  .max_rows = larger(cfg->max_rows, cfg->max_batch),
-                                 .max_batch = cfg->max_batch};
+                                 .max_batch = cfg->max_batch,
+                                 .record_gates = cfg->record_gates};
     moe_status st = gw_workspace_init(&ws, &f->ws, err);
     if (st != MOE_OK) {
         free(f);

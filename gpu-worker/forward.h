@@ -39,6 +39,7 @@ typedef struct gw_forward_cfg {
     uint32_t expert_dtype;           /* moe_dtype of the experts' matrices */
     uint32_t expert_capacity;        /* tokens per sequence and expert in an encode step; 0: all */
     uint32_t max_rows, max_batch;
+    bool record_gates; /* a recorded step brings what gates saw to the host */
 } gw_forward_cfg;
 
 typedef struct gw_forward gw_forward;

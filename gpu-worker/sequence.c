@@ -43,6 +43,9 @@ static moe_status check_request(const gw_request *r, const gw_sequence_limits *l
         return MOE_FAIL(err, MOE_ERR_INVALID, "n_forced=%u must be below max_tokens=%u",
                         r->n_forced, r->max_tokens);
     }
+    if (r->record != NULL && r->record->want_gates && !l->record_gates) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "record: this engine keeps no gates (record_gates)");
+    }
     moe_status st = check_ids(r->input_ids, r->n_input, l->vocab, "input_ids", err);
     if (st == MOE_OK && r->input_ids[r->n_input - 1] != l->eos_id) {
         st = MOE_FAIL(err, MOE_ERR_INVALID, "input_ids must end with the end token %d", l->eos_id);
@@ -66,6 +69,9 @@ void gw_record_fini(gw_record *r)
     free(r->encoder_out);
     free(r->logits);
     free(r->logits_sum);
+    free(r->forced_logprob);
+    free(r->encoder_gates);
+    free(r->decoder_gates);
     memset(r, 0, sizeof *r);
 }
 
@@ -73,18 +79,30 @@ static moe_status allocate_record(gw_record *rec, const gw_request *r, const gw_
                                   moe_err *err)
 {
     bool want_logits = rec->want_logits;
+    bool want_gates = rec->want_gates;
     size_t n_steps = r->max_tokens;
     size_t n_input = r->n_input;
-    *rec =
-        (gw_record){.want_logits = want_logits, .n_input = r->n_input, .max_steps = r->max_tokens};
+    *rec = (gw_record){.want_logits = want_logits,
+                       .want_gates = want_gates,
+                       .n_input = r->n_input,
+                       .max_steps = r->max_tokens};
     /* calloc of at least one element: a stack without experts still gets an array. */
     rec->encoder_experts = calloc(l->n_blocks[MOE_ENCODER] * n_input + 1, sizeof(int32_t));
     rec->decoder_experts = calloc(l->n_blocks[MOE_DECODER] * n_steps + 1, sizeof(int32_t));
     rec->encoder_out = calloc(n_input * l->d_model, sizeof(float));
     rec->logits_sum = calloc(n_steps, sizeof(double));
     rec->logits = want_logits ? calloc(n_steps * l->vocab, sizeof(float)) : NULL;
+    rec->forced_logprob = calloc(n_steps, sizeof(double));
+    if (want_gates) {
+        rec->encoder_gates =
+            calloc(l->n_blocks[MOE_ENCODER] * n_input * l->d_model + 1, sizeof(float));
+        rec->decoder_gates =
+            calloc(l->n_blocks[MOE_DECODER] * n_steps * l->d_model + 1, sizeof(float));
+    }
     if (rec->encoder_experts == NULL || rec->decoder_experts == NULL || rec->encoder_out == NULL ||
-        rec->logits_sum == NULL || (want_logits && rec->logits == NULL)) {
+        rec->logits_sum == NULL || rec->forced_logprob == NULL ||
+        (want_logits && rec->logits == NULL) ||
+        (want_gates && (rec->encoder_gates == NULL || rec->decoder_gates == NULL))) {
         gw_record_fini(rec);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "record of %u steps", r->max_tokens);
     }
@@ -169,6 +187,13 @@ void gw_sequence_record_encode(gw_sequence *s, const gw_sequence_limits *limits,
     }
     memcpy(rec->encoder_out, v->hidden + (size_t)first_row * limits->d_model,
            n * limits->d_model * sizeof(float));
+    if (rec->want_gates) {
+        for (size_t b = 0; b < limits->n_blocks[MOE_ENCODER]; b++) {
+            memcpy(rec->encoder_gates + b * n * limits->d_model,
+                   v->gates + (b * v->stride + first_row) * limits->d_model,
+                   n * limits->d_model * sizeof(float));
+        }
+    }
 }
 
 /* The five largest logits, ties to the lower id. */
@@ -193,6 +218,20 @@ static void take_top5(const float *logits, uint32_t vocab, gw_record *rec)
     }
 }
 
+/* ln softmax(logits)[id], in double. */
+static double log_probability(const float *logits, uint32_t vocab, int32_t id)
+{
+    double largest = (double)logits[0];
+    double sum = 0.0;
+    for (uint32_t i = 1; i < vocab; i++) {
+        largest = (double)logits[i] > largest ? (double)logits[i] : largest;
+    }
+    for (uint32_t i = 0; i < vocab; i++) {
+        sum += exp((double)logits[i] - largest);
+    }
+    return (double)logits[id] - largest - log(sum);
+}
+
 void gw_sequence_record_decode(gw_sequence *s, const gw_sequence_limits *limits,
                                const gw_step_view *v, uint32_t row)
 {
@@ -203,6 +242,11 @@ void gw_sequence_record_decode(gw_sequence *s, const gw_sequence_limits *limits,
     size_t step = s->position;
     for (size_t b = 0; b < limits->n_blocks[MOE_DECODER]; b++) {
         rec->decoder_experts[b * rec->max_steps + step] = v->experts[b * v->stride + row];
+        if (rec->want_gates) {
+            memcpy(rec->decoder_gates + (b * rec->max_steps + step) * limits->d_model,
+                   v->gates + (b * v->stride + row) * limits->d_model,
+                   limits->d_model * sizeof(float));
+        }
     }
     const float *logits = v->logits + (size_t)row * limits->vocab;
     double sum = 0.0;
@@ -210,6 +254,9 @@ void gw_sequence_record_decode(gw_sequence *s, const gw_sequence_limits *limits,
         sum += (double)logits[i];
     }
     rec->logits_sum[step] = sum;
+    if (step < s->request.n_forced) {
+        rec->forced_logprob[step] = log_probability(logits, limits->vocab, s->request.forced[step]);
+    }
     if (step == 0) {
         take_top5(logits, limits->vocab, rec);
     }

@@ -31,6 +31,7 @@ typedef struct gw_sequence_limits {
     uint32_t max_input_tokens, max_output_tokens, vocab;
     int32_t eos_id, start_id;
     uint32_t d_model, n_blocks[2]; /* of the record's arrays */
+    bool record_gates;             /* steps bring them to the host */
 } gw_sequence_limits;
 
 /* MOE_ERR_LIMIT, MOE_ERR_INVALID name the field and what is allowed. Allocates the request's
@@ -52,6 +53,7 @@ typedef struct gw_step_view {
     uint32_t stride;
     const float *hidden; /* encode: [n_rows][d_model], after the final norm */
     const float *logits; /* decode: [n_rows][vocab] */
+    const float *gates;  /* [n_blocks][stride][d_model] what gates saw; NULL: not recorded */
 } gw_step_view;
 /* Copy this sequence's rows into its record (none: nothing). Decode: before advance. */
 void gw_sequence_record_encode(gw_sequence *s, const gw_sequence_limits *limits,

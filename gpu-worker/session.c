@@ -82,7 +82,8 @@ static moe_status create_forward(gw_session *s, const gw_engine_cfg *cfg, moe_er
         .expert_dtype = gw_store_client_welcome(s->client)->expert_dtype,
         .expert_capacity = cfg->checkpoint_capacity ? shape->expert_capacity : 0,
         .max_rows = max_rows(cfg),
-        .max_batch = cfg->max_batch};
+        .max_batch = cfg->max_batch,
+        .record_gates = cfg->record_gates};
     return gw_forward_create(&forward, &s->forward, err);
 }
 

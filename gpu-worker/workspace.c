@@ -67,14 +67,15 @@ static void carve_mapped(struct carver *c, const moe_model_shape *s, gw_workspac
     uint64_t rows = w->max_rows;
     uint32_t n_encoder = s->stack[MOE_ENCODER].n_blocks;
     uint32_t n_decoder = s->stack[MOE_DECODER].n_blocks;
+    uint32_t n_blocks = n_encoder > n_decoder ? n_encoder : n_decoder;
     carve_inputs(c, w, &w->host);
     w->input_bytes = (size_t)c->used;
     w->out_next = carve(c, w->max_batch, sizeof(int32_t));
     w->out_failed = carve(c, rows, sizeof(int32_t));
-    w->out_experts =
-        carve(c, rows * (n_encoder > n_decoder ? n_encoder : n_decoder), sizeof(int32_t));
+    w->out_experts = carve(c, rows * n_blocks, sizeof(int32_t));
     w->out_hidden = carve(c, rows * s->d_model, sizeof(float));
     w->out_logits = carve(c, (uint64_t)w->max_batch * s->vocab, sizeof(float));
+    w->out_gates = carve(c, w->record_gates ? rows * n_blocks * s->d_model : 0, sizeof(float));
 }
 
 static moe_status no_memory(const gw_workspace *w, uint64_t bytes, const char *where, moe_err *err)
@@ -100,7 +101,8 @@ moe_status gw_workspace_init(const gw_workspace_cfg *cfg, gw_workspace *out, moe
     gw_workspace w = {.ops = cfg->ops,
                       .device = cfg->device,
                       .max_rows = cfg->max_rows,
-                      .max_batch = cfg->max_batch};
+                      .max_batch = cfg->max_batch,
+                      .record_gates = cfg->record_gates};
     struct carver device = {0};
     struct carver mapped = {0};
     carve_device(&device, cfg->shape, &w);

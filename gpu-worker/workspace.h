@@ -10,6 +10,7 @@
 #ifndef GW_WORKSPACE_H
 #define GW_WORKSPACE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -35,12 +36,14 @@ typedef struct gw_workspace_cfg {
     const moe_model_shape *shape; /* borrowed during init */
     uint32_t max_rows;            /* rows of the largest step */
     uint32_t max_batch;           /* sequences of the largest step; <= max_rows */
+    bool record_gates;            /* give out_gates room */
 } gw_workspace_cfg;
 
 typedef struct gw_workspace {
     const krn_ops *ops;
     krn_device *device;
     uint32_t max_rows, max_batch;
+    bool record_gates;
     void *device_arena, *mapped_arena; /* owned */
     size_t input_bytes;                /* of one gw_step_inputs, from ids */
     gw_step_inputs host, dev;
@@ -61,6 +64,7 @@ typedef struct gw_workspace {
     int32_t *out_experts; /* [blocks of the larger stack][max_rows], a row's first choice */
     float *out_hidden;    /* [max_rows, d_model] */
     float *out_logits;    /* [max_batch, vocab] */
+    float *out_gates;     /* [blocks of the larger stack][max_rows, d_model] h; if record_gates */
 } gw_workspace;
 
 /* On failure *out owns nothing; the error says how many bytes and which settings to lower. */

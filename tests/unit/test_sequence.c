@@ -193,6 +193,61 @@ static void the_record_keeps_this_sequences_rows(void **state)
     gw_record_fini(&rec);
 }
 
+/* Close to ln of the softmax of logits, computed in long double. */
+static void assert_logprob(const float *logits, int32_t id, double got)
+{
+    long double sum = 0;
+    for (int i = 0; i < VOCAB; i++) {
+        sum += expl((long double)logits[i]);
+    }
+    long double expected = (long double)logits[id] - logl(sum);
+    assert_true(fabsl(expected - (long double)got) < 1e-12L);
+}
+
+static void the_record_keeps_gates_and_what_forcing_costs(void **state)
+{
+    (void)state;
+    gw_sequence_limits with_gates = limits;
+    with_gates.record_gates = true;
+    const int32_t forced[] = {3, 6};
+    gw_record rec = {.want_gates = true};
+    gw_request r = good_request();
+    r.record = &rec;
+    r.forced = forced;
+    r.n_forced = 2;
+    gw_sequence *s = NULL;
+    assert_int_equal(MOE_OK, gw_sequence_create(&r, &with_gates, &s, NULL));
+    /* encode: rows 1..3 of a batch of 5, stride 6; two blocks; d_model 2 */
+    float gates[2 * 6 * D_MODEL];
+    for (int i = 0; i < 2 * 6 * D_MODEL; i++) {
+        gates[i] = (float)i;
+    }
+    const int32_t experts[12] = {0};
+    const float hidden[5 * D_MODEL] = {0};
+    const gw_step_view encode = {.experts = experts, .stride = 6, .hidden = hidden, .gates = gates};
+    gw_sequence_record_encode(s, &with_gates, &encode, 1);
+    const float encoder_gates[] = {2, 3, 4, 5, 6, 7, 14, 15, 16, 17, 18, 19};
+    assert_memory_equal(encoder_gates, rec.encoder_gates, sizeof encoder_gates);
+    /* decode: row 1 of 2, three steps: two forced, one free */
+    const float logits[2 * VOCAB] = {[VOCAB] = 1, 5, 2, 5, 3, 0, 4, -7};
+    const gw_step_view decode = {.experts = experts, .stride = 6, .logits = logits, .gates = gates};
+    int32_t token = 0;
+    gw_finish finish = GW_FINISH_STOP;
+    for (int step = 0; step < 3; step++) {
+        gw_sequence_record_decode(s, &with_gates, &decode, 1);
+        assert_false(gw_sequence_advance(s, 2, EOS, &token, &finish));
+    }
+    const float decoder_gates[5 * D_MODEL] = {2, 3, 2, 3, 2, 3};
+    assert_memory_equal(decoder_gates, rec.decoder_gates, sizeof decoder_gates);
+    assert_logprob(logits + VOCAB, 3, rec.forced_logprob[0]);
+    assert_logprob(logits + VOCAB, 6, rec.forced_logprob[1]);
+    assert_true(rec.forced_logprob[2] == 0.0);
+    gw_sequence_destroy(s);
+    gw_record_fini(&rec);
+    rec.want_gates = true; /* of an engine that keeps none */
+    refuses(r, MOE_ERR_INVALID, "record");
+}
+
 static void only_samplers_and_records_want_logits(void **state)
 {
     (void)state;
@@ -223,6 +278,7 @@ int main(void)
         cmocka_unit_test(max_tokens_ends_it_with_length),
         cmocka_unit_test(forced_tokens_replace_the_chosen_ones),
         cmocka_unit_test(the_record_keeps_this_sequences_rows),
+        cmocka_unit_test(the_record_keeps_gates_and_what_forcing_costs),
         cmocka_unit_test(only_samplers_and_records_want_logits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;
