@@ -76,10 +76,15 @@ static double sum_of(const moe_metrics *m, const char *name, const char *label)
     return sum;
 }
 
+static double labelled(const view *v, const char *name, const char *label)
+{
+    double sum = sum_of(v->now, name, label);
+    return isnan(sum) ? 0 : sum;
+}
+
 static double value(const view *v, const char *name)
 {
-    double sum = sum_of(v->now, name, NULL);
-    return isnan(sum) ? 0 : sum;
+    return labelled(v, name, NULL);
 }
 
 static double rate(const view *v, const char *name)
@@ -220,9 +225,9 @@ static void show_memory(const view *v)
              value(v, "pregate_store_slots_total"), slot);
     line(v, "experts", text);
     snprintf(text, sizeof text, "%.0f of %.0f experts, %.0f leased, %.0f loading, %.0f pinned",
-             sum_of(v->now, "pregate_store_slots", "state=\"ready\""),
+             labelled(v, "pregate_store_slots", "state=\"ready\""),
              value(v, "pregate_store_experts"), value(v, "pregate_store_slots_leased"),
-             sum_of(v->now, "pregate_store_slots", "state=\"loading\""),
+             labelled(v, "pregate_store_slots", "state=\"loading\""),
              value(v, "pregate_store_experts_pinned"));
     line(v, "in memory", text);
     count_line(v, "evictions", "pregate_store_evictions_total");
@@ -256,10 +261,10 @@ static void show_drive(const view *v)
     snprintf(text, sizeof text, "%-14s %s/s", total, per_s);
     line(v, "read", text);
     snprintf(text, sizeof text, "demand %.0f, near %.0f, far %.0f, warm %.0f; in flight %.0f",
-             sum_of(v->now, "pregate_store_queue_depth", "class=\"demand\""),
-             sum_of(v->now, "pregate_store_queue_depth", "class=\"near\""),
-             sum_of(v->now, "pregate_store_queue_depth", "class=\"far\""),
-             sum_of(v->now, "pregate_store_queue_depth", "class=\"warm\""),
+             labelled(v, "pregate_store_queue_depth", "class=\"demand\""),
+             labelled(v, "pregate_store_queue_depth", "class=\"near\""),
+             labelled(v, "pregate_store_queue_depth", "class=\"far\""),
+             labelled(v, "pregate_store_queue_depth", "class=\"warm\""),
              value(v, "pregate_store_experts_in_flight"));
     line(v, "queue", text);
     quantile_line(v, "one expert", "pregate_store_read_seconds");
