@@ -282,11 +282,14 @@ moe_status gw_dma_poll(gw_dma *d, void (*landed)(void *user, const gw_landing *l
     while (d->n_landed < d->n_queued) {
         record *r = &d->records[d->n_landed % d->n_records];
         st = d->cfg.ops->backend.event_query(r->event, NULL);
+        if (st != MOE_OK && st != MOE_ERR_AGAIN) { /* once more, for the text */
+            st = d->cfg.ops->backend.event_query(r->event, err);
+        }
         if (st == MOE_ERR_AGAIN) {
             break;
         }
-        if (st != MOE_OK) { /* once more, for the text */
-            return d->cfg.ops->backend.event_query(r->event, err);
+        if (st != MOE_OK) {
+            return st;
         }
         any = true;
         if (land(d, r, &l)) {

@@ -270,10 +270,7 @@ static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t 
                         .cell = e->cell,
                         .dst = cell_at(ws, e->cell),
                         .speculative = speculative};
-    moe_status st = gw_waves_health(ws, &err);
-    if (st == MOE_OK) {
-        st = gw_dma_start(ws->cfg.dma, &copy, &err);
-    }
+    moe_status st = gw_dma_start(ws->cfg.dma, &copy, &err);
     if (st == MOE_OK) {
         gw_cell_pool_fill(ws->cfg.pool, e->cell);
         e->state = ENTRY_QUEUED;
@@ -294,12 +291,20 @@ static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t 
     return MOE_OK;
 }
 
-static bool is_overdue(const gw_waves *ws, const entry *e, int64_t now_ns)
+/* Why it need not be waited for any longer, or NULL. */
+static const char *hopeless(const gw_waves *ws, const entry *e, int64_t now_ns)
 {
-    return e->since_ns != 0 && now_ns - e->since_ns > ws->cfg.expert_deadline_ns;
+    if (ws->stopping) {
+        return "the worker is stopping";
+    }
+    if (ws->fatal.status != MOE_OK) {
+        return ws->fatal.text;
+    }
+    bool overdue = e->since_ns != 0 && now_ns - e->since_ns > ws->cfg.expert_deadline_ns;
+    return overdue ? "the store did not deliver it within the deadline" : NULL;
 }
 
-/* Queues what can be queued of entries that have cells, fails what is overdue and wants the rest.
+/* Queues what can be queued of entries that have cells, fails what is hopeless and wants the rest.
  * True if any entry moved. */
 static bool queue_entries(gw_waves *ws, entry *entries, uint32_t n, bool may_want, int64_t now_ns)
 {
@@ -307,23 +312,24 @@ static bool queue_entries(gw_waves *ws, entry *entries, uint32_t n, bool may_wan
     uint32_t n_absent = 0;
     for (uint32_t i = 0; i < n; i++) {
         entry *e = &entries[i];
-        if (e->state == ENTRY_SEATED && !full && !ws->stopping) {
+        if (e->state > ENTRY_SEATED) {
+            continue;
+        }
+        const char *why = hopeless(ws, e, now_ns);
+        if (why != NULL) {
+            fail_entry(ws, e, why);
+            moved = true;
+        } else if (e->state == ENTRY_SEATED && !full) {
             moe_status st = queue_entry(ws, e, false, now_ns);
             full = st == MOE_ERR_LIMIT;
             moved = moved || st == MOE_OK;
-            if (st == MOE_ERR_AGAIN && may_want && n_absent < KRN_MAX_EXPERTS) {
+            if (st == MOE_ERR_AGAIN && may_want) {
                 e->wanted_ns = e->wanted_ns == 0 ? now_ns : e->wanted_ns;
                 ws->list[n_absent++] = e->expert;
             }
         }
-        if (e->state <= ENTRY_SEATED && (is_overdue(ws, e, now_ns) || ws->stopping)) {
-            fail_entry(ws, e,
-                       ws->stopping ? "the worker is stopping"
-                                    : "the store did not deliver it within the deadline");
-            moved = true;
-        }
     }
-    if (n_absent > 0 && !ws->stopping) {
+    if (n_absent > 0) {
         ws->asked = true;
         gw_store_client_want(ws->cfg.client, ws->step, ws->list, n_absent);
     }

@@ -724,6 +724,109 @@ static void a_corrupt_expert_fails_its_rows_and_no_others(void **state)
     assert_non_null(strstr(f->err.text, "expert"));
 }
 
+/* ---- a device that fails --------------------------------------------------------------------- */
+
+enum { NEVER = 1 << 30 };
+static int calls_until_failure = NEVER; /* of the wrapped functions below; then for good */
+static const krn_backend_fns *real;
+
+static bool fails_now(void)
+{
+    return __atomic_sub_fetch(&calls_until_failure, 1, __ATOMIC_RELAXED) < 0;
+}
+
+static moe_status failing_copy(krn_stream *s, void *dst, const void *src, size_t n, moe_err *err)
+{
+    return fails_now() ? MOE_FAIL(err, MOE_ERR_DEVICE, "no more copies")
+                       : real->copy_async(s, dst, src, n, err);
+}
+
+static moe_status failing_write(krn_stream *s, uint32_t *flag, uint32_t value, moe_err *err)
+{
+    return fails_now() ? MOE_FAIL(err, MOE_ERR_DEVICE, "no more signals")
+                       : real->write32_async(s, flag, value, err);
+}
+
+static moe_status failing_query(krn_event *e, moe_err *err)
+{
+    return fails_now() ? MOE_FAIL(err, MOE_ERR_DEVICE, "no more events")
+                       : real->event_query(e, err);
+}
+
+static void break_copies(krn_backend_fns *b)
+{
+    b->copy_async = failing_copy;
+}
+static void break_signals(krn_backend_fns *b)
+{
+    b->write32_async = failing_write;
+}
+static void break_events(krn_backend_fns *b)
+{
+    b->event_query = failing_query;
+}
+
+/* Some steps are right; one meets the failure, says so and has every wait released. */
+static void a_failing_device_ends_the_step_with_its_text(void **state)
+{
+    fixture *f = *state;
+    void (*const breaks[])(krn_backend_fns * b) = {break_copies, break_signals, break_events};
+    const krn_ops *cpu = f->ops;
+    static krn_ops broken; /* outlives a failed assertion */
+    broken = *cpu;
+    real = &cpu->backend;
+    serve(f, "switch-tiny-pregated", "all");
+    for (int i = 0; i < 9; i++) {
+        connect_store(f);
+        broken.backend = cpu->backend;
+        breaks[i % 3](&broken.backend);
+        gw_pipeline_cfg cfg = config(f, GW_PREGATED, 4);
+        cfg.ops = &broken;
+        open_pipeline(f, &cfg);
+        moe_status st = MOE_OK;
+        int64_t deadline_ns = moe_now_ns() + 20 * MOE_NS_PER_S;
+        __atomic_store_n(&calls_until_failure, 20 + i, __ATOMIC_RELAXED);
+        while (st == MOE_OK) {
+            gw_step s;
+            choose(f, MAX_ROWS);
+            submit(f, &s);
+            st = finish(f, &s);
+            assert_true(st == MOE_OK ? check_rows(f) == 0 : check_rows(f) <= 2 * MAX_ROWS);
+            assert_true(moe_now_ns() < deadline_ns);
+        }
+        assert_int_equal(MOE_ERR_DEVICE, st);
+        assert_non_null(strstr(f->err.text, "no more"));
+        leave(f);
+        __atomic_store_n(&calls_until_failure, NEVER, __ATOMIC_RELAXED);
+    }
+}
+
+static moe_status refuse_register(krn_device *d, const void *p, size_t bytes, moe_err *err)
+{
+    (void)d;
+    (void)p;
+    (void)bytes;
+    return MOE_FAIL(err, MOE_ERR_PERMISSION, "memlock");
+}
+
+static void slots_that_cannot_be_registered_are_copied_and_counted(void **state)
+{
+    fixture *f = *state;
+    static krn_ops pageable;
+    pageable = *f->ops;
+    pageable.backend.host_register = refuse_register;
+    serve(f, "switch-tiny", "all");
+    connect_store(f);
+    gw_pipeline_cfg cfg = config(f, GW_ON_DEMAND, 4);
+    cfg.ops = &pageable;
+    open_pipeline(f, &cfg);
+    assert_false(gw_pipeline_copies_pinned(f->pipeline));
+    steps(f, 4);
+    const moe_worker_counters *w = gw_store_client_counters(f->client);
+    assert_true(w->copies > 0);
+    assert_int_equal(w->copies, w->copies_pageable);
+}
+
 static void destroying_releases_every_wait(void **state)
 {
     fixture *f = *state;
@@ -816,6 +919,8 @@ int main(int argc, char **argv)
         TEST(a_store_that_stays_away_fails_only_the_rows_that_need_it),
         TEST(lost_memory_is_reported_while_cells_still_serve),
         TEST(a_corrupt_expert_fails_its_rows_and_no_others),
+        TEST(a_failing_device_ends_the_step_with_its_text),
+        TEST(slots_that_cannot_be_registered_are_copied_and_counted),
         TEST(destroying_releases_every_wait),
         TEST(a_step_that_submits_nothing_leaves_no_trace),
         TEST(a_step_that_breaks_off_leaves_no_trace),
