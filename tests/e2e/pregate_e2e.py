@@ -31,7 +31,6 @@ KILL_SEED = 20240607
 bin_dir = None
 scratch = None
 _children = []
-_shm_seen = set()
 
 
 def golden():
@@ -59,15 +58,15 @@ def wait_for(condition, what, seconds=PATIENCE_S):
         time.sleep(0.01)
 
 
+def clean_environment(**more):
+    """Ours, without settings of the programs."""
+    return {**{k: v for k, v in os.environ.items() if not k.startswith("PREGATE_")}, **more}
+
+
 def run(*args, timeout=60, env=None, **kw):
-    """A program to its end: CompletedProcess with text output. Settings in our environment do not
-    reach it."""
+    """A program to its end: CompletedProcess with text output."""
     return subprocess.run(args, capture_output=True, text=True, timeout=timeout,
                           env=env or clean_environment(), **kw)
-
-
-def clean_environment():
-    return {k: v for k, v in os.environ.items() if not k.startswith("PREGATE_")}
 
 
 def pack(model=MODEL, name="demo.store", *options):
@@ -99,10 +98,6 @@ def free_port():
         return s.getsockname()[1]
 
 
-def shm_names():
-    return {os.path.basename(p) for p in glob.glob("/dev/shm/pregate-*")}
-
-
 def _die_with_parent():
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -116,12 +111,13 @@ class Child:
         self.log_path = path(name + ".log")
         self.process = None
 
-    def start(self, *more, prefix=(), env=None):
+    def start(self, *more):
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([*prefix, *self.argv, *more], stdout=log, stderr=log,
-                                            stdin=subprocess.DEVNULL, env=env or clean_environment(),
+            self.process = subprocess.Popen([*self.argv, *more], stdout=log, stderr=log,
+                                            stdin=subprocess.DEVNULL, env=clean_environment(),
                                             preexec_fn=_die_with_parent)
-        _children.append(self)
+        if self not in _children:
+            _children.append(self)
         return self
 
     @property
@@ -154,18 +150,11 @@ class Child:
             self.kill()
             raise AssertionError(f"{self.name} did not stop:\n{self.log()}")
 
-    def remember_shm(self):
-        """Shared memory that this process maps now, to be looked for at the end."""
-        try:
-            with open(f"/proc/{self.pid}/maps") as f:
-                _shm_seen.update(re.findall(r"/dev/shm/(pregate-\S+)", f.read()))
-        except OSError:
-            pass
-
 
 class Store(Child):
     def __init__(self, store, *options, ram=None, name="store", endpoint=None):
         self.endpoint = endpoint or "ipc://" + path(name + ".sock")
+        self.shm_prefix = None
         ram_options = ["--ram-bytes", str(ram)] if ram else []
         super().__init__(name, [program("expert-store"), "--store", store, "--endpoint",
                                 self.endpoint, *ram_options, *options])
@@ -182,8 +171,20 @@ class Store(Child):
                                      f"{self.log()}")
             return self.stat()
         wait_for(serving, f"{self.name} to serve")
-        self.remember_shm()
+        with open(f"/proc/{self.pid}/maps") as f:
+            self.shm_prefix = re.search(r"/dev/shm/(pregate-\w+-)", f.read()).group(1)
         return self
+
+    def left_behind(self):
+        """Shared memory of this store, which must have been ready once."""
+        return sorted(glob.glob(f"/dev/shm/{self.shm_prefix}*"))
+
+    def discard(self):
+        """Kills it and removes what a next start would adopt."""
+        self.kill()
+        if self.shm_prefix is not None:
+            for name in self.left_behind():
+                os.unlink(name)
 
 
 class Worker(Child):
@@ -202,7 +203,6 @@ class Worker(Child):
             except OSError:
                 return False
         wait_for(healthy, f"{self.name} to be ready")
-        self.remember_shm()
         return self
 
     def connect(self, timeout=PATIENCE_S):
@@ -305,23 +305,13 @@ class Pair:
 
     def __exit__(self, *unused):
         self.worker.kill()
-        self.store.kill()
+        self.store.discard()
 
 
 def clean_up():
     for child in _children:
-        child.kill()
-    _children.clear()
-    if scratch is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
-    for name in left_behind():  # of stores that were killed and not started again
-        os.unlink("/dev/shm/" + name)
-
-
-def left_behind():
-    """Shared memory that is still there of any store that was ready once: pregate-<store>-<what>."""
-    stores = {name.split("-")[1] for name in _shm_seen}
-    return sorted(name for name in shm_names() if name.split("-")[1] in stores)
+        child.discard() if isinstance(child, Store) else child.kill()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main():

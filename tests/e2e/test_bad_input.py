@@ -152,7 +152,7 @@ class BadStore(unittest.TestCase):
 
     def test_an_instance_that_already_runs(self):
         store = e2e.Store(e2e.pack(), name="first").start().ready()
-        self.addCleanup(store.kill)
+        self.addCleanup(store.discard)
         self.refuse(e2e.pack(), "already running", store.endpoint, f"process {store.pid}",
                     "another --endpoint", endpoint=store.endpoint)
         self.assertIsNotNone(store.stat())  # which did not mind
@@ -181,7 +181,7 @@ class BadWorker(unittest.TestCase):
                      "the worker to say that it waits")
         self.assertTrue(worker.running())
         store.start()
-        self.addCleanup(store.kill)
+        self.addCleanup(store.discard)
         worker.ready()
         self.assertEqual(CASES[3]["output_text"], worker.ask(CASES[3]["text"]))
 
@@ -199,7 +199,7 @@ class BadWorker(unittest.TestCase):
 
     def test_an_address_in_use(self):
         store = e2e.Store(e2e.pack(), name="store-of-two").start().ready()
-        self.addCleanup(store.kill)
+        self.addCleanup(store.discard)
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
@@ -286,7 +286,7 @@ class FlippedByte(unittest.TestCase):
     def test_only_requests_that_need_it_fail(self):
         store = e2e.Store(self.store_dir, name="flipped").start()
         worker = e2e.Worker(store.endpoint, name="flipped-worker").start()
-        self.addCleanup(store.kill)
+        self.addCleanup(store.discard)
         self.addCleanup(worker.kill)
         store.ready()
         worker.ready()

@@ -30,7 +30,7 @@ class TraceOverlap(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.store = e2e.Store(e2e.pack(), "--max-workers", "1").start().ready()
-        cls.addClassCleanup(cls.store.kill)
+        cls.addClassCleanup(cls.store.discard)
 
     def trace(self, policy):
         out = e2e.path(policy + ".json")
