@@ -61,25 +61,28 @@ static moe_status start_one(xs_store *s, uint32_t expert, xs_fetch_class cls, in
     return MOE_OK;
 }
 
-void xs_loading_start(xs_store *s, int64_t now_ns)
+uint32_t xs_loading_start(xs_store *s, int64_t now_ns)
 {
     uint32_t expert = 0;
     xs_fetch_class cls = XS_FETCH_WARM;
     int64_t asked_ns = 0;
+    uint32_t n_started = 0;
     s->starved = false;
     while (xs_fetch_queue_peek(s->queue, &expert, &cls, &asked_ns)) {
         if (!is_void(s, expert, cls, now_ns)) {
             if (!may_start(s, cls)) {
-                return; /* a completion brings us back */
+                return n_started; /* a completion brings us back */
             }
             moe_status st = start_one(s, expert, cls, now_ns);
             if (st != MOE_OK) {
                 s->starved = true; /* leases end without a message: look again soon */
-                return;
+                return n_started;
             }
+            n_started++;
         }
         (void)xs_fetch_queue_remove(s->queue, expert);
     }
+    return n_started;
 }
 
 /* ---- finishing ---- */

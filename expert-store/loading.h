@@ -15,8 +15,8 @@
 
 #include "expert-store/store_state.h"
 
-/* Starts what may start. Sets s->starved when something waits for a slot. */
-void xs_loading_start(xs_store *s, int64_t now_ns);
+/* Starts what may start; how many. Sets s->starved when something waits for a slot. */
+uint32_t xs_loading_start(xs_store *s, int64_t now_ns);
 /* Takes finished reads; false when there were none. */
 bool xs_loading_harvest(xs_store *s, int64_t now_ns);
 /* Hands the next adopted slot to the re-hashing thread, or takes its verdict. */

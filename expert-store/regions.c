@@ -1,6 +1,7 @@
 /* regions.c - see regions.h. */
 #include "expert-store/regions.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -282,38 +283,40 @@ static moe_status check_existing(const xs_regions *r, const xs_model *m, moe_err
     return st;
 }
 
-static void unlink_lease_tables(const xs_regions *r)
+/* Unlinks what begins with our prefix; how many there were. */
+static uint32_t unlink_all(const xs_regions *r)
 {
-    if (r->board.base == NULL || r->board.bytes < MOE_BOARD_WORDS_OFF) {
-        return;
+    uint32_t n = 0;
+    DIR *dir = opendir("/dev/shm");
+    if (dir == NULL) {
+        return 0;
     }
-    moe_board_header *h = r->board.base;
-    for (uint32_t i = 0; i < MOE_BOARD_MAX_WORKERS; i++) {
-        uint32_t id = atomic_load_explicit(&h->registry[i].worker_id, memory_order_acquire);
-        if (id != 0) {
-            char name[MOE_SHM_NAME_BYTES];
-            xs_lease_region_name(r->prefix, id, name);
+    for (const struct dirent *e = readdir(dir); e != NULL; e = readdir(dir)) {
+        char name[MOE_SHM_NAME_BYTES];
+        size_t prefix_len = strlen(r->prefix);
+        int len = snprintf(name, sizeof name, "/%s", e->d_name);
+        if (len < (int)sizeof name && strncmp(name, r->prefix, prefix_len) == 0 &&
+            name[prefix_len] == '-') {
             moe_shm_unlink(name);
+            n++;
         }
     }
-}
-
-static void unlink_one(const xs_regions *r, const char *what)
-{
-    char name[MOE_SHM_NAME_BYTES];
-    region_name(r->prefix, what, name);
-    moe_shm_unlink(name);
+    closedir(dir);
+    return n;
 }
 
 void xs_regions_remove(xs_regions *r)
 {
-    unlink_lease_tables(r);
+    char board[MOE_SHM_NAME_BYTES];
     if (r->board.base != NULL && r->board.bytes >= MOE_BOARD_WORDS_OFF) {
         xs_board_supersede(r->board.base);
     }
-    unlink_one(r, "board"); /* first: without it nobody looks for the others */
-    unlink_one(r, "slots");
-    unlink_one(r, "dense");
+    region_name(r->prefix, "board", board);
+    moe_shm_unlink(board); /* first: without it nobody looks for the others */
+    uint32_t n = 0;
+    do { /* again: reading a directory while it changes may skip names */
+        n = unlink_all(r);
+    } while (n > 0);
 }
 
 void xs_regions_close(xs_regions *r)
@@ -381,7 +384,7 @@ static moe_status adopt(const xs_regions_cfg *cfg, const xs_model *m, xs_regions
     if (r->board.base != NULL || r->slots.base != NULL) {
         snprintf(r->refused, sizeof r->refused, "%s", why.text);
     }
-    xs_regions_remove(r);
+    xs_regions_remove(r); /* half-made ones, too */
     xs_regions_close(r);
     return MOE_OK;
 }

@@ -17,9 +17,10 @@
 #include "expert-store/store_state.h"
 
 enum {
-    MESSAGES_PER_TURN = 64, /* then reads get their turn */
-    STARVED_LOOK_US = 200,  /* leases end without a message; about one DMA of an expert */
-    CONTENDED_HOLD_MS = 50, /* far longer than a worker needs to take a lease */
+    MESSAGES_PER_TURN = 64,     /* then reads get their turn */
+    STARVED_LOOK_US = 200,      /* leases end without a message; about one DMA of an expert */
+    STARVED_LOOK_MAX_US = 2000, /* for slots that are leased for long */
+    CONTENDED_HOLD_MS = 50,     /* far longer than a worker needs to take a lease */
     RATE_TICK_MS = 250,
     LOG_QUIET_S = 1,
     FLUSH_MS = 50 /* what a socket has not sent when it closes is lost */
@@ -30,7 +31,8 @@ struct xs_server {
     int signal_fd;         /* owned; -1 */
     int64_t next_probe_ns; /* of workers' locks, holds, condemned slots */
     int64_t next_rate_ns;
-    int64_t stop_by_ns; /* while stopping */
+    int64_t starved_look_ns; /* until the next look for a slot; grows while none is found */
+    int64_t stop_by_ns;      /* while stopping */
     bool stop_begun, stop_now;
 };
 
@@ -54,6 +56,7 @@ static moe_status open_signals(xs_server *sv, moe_err *err)
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP); /* the terminal it was started from went away */
     int code = pthread_sigmask(SIG_BLOCK, &set, NULL);
     if (code == 0) {
         sv->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
@@ -124,6 +127,8 @@ static void log_refused(const char *why)
 static moe_status open_memory(xs_store *s, int64_t now_ns, moe_err *err)
 {
     moe_err why = {0};
+    moe_log(MOE_LOG_INFO, "store", "making_memory", "model=%s experts=%u slot_bytes=%llu",
+            s->model.name, s->model.shape.n_experts_total, (unsigned long long)s->model.slot_bytes);
     moe_status st = open_regions(s, err);
     if (st == MOE_OK) {
         st = open_workers(s, err);
@@ -440,6 +445,12 @@ static void find_slots(xs_store *s, int64_t now_ns)
     }
 }
 
+static int64_t longer(int64_t look_ns)
+{
+    int64_t most = STARVED_LOOK_MAX_US * MOE_NS_PER_US;
+    return look_ns < most / 2 ? 2 * look_ns : most;
+}
+
 /* One look at everything; false when nothing was there. */
 static bool turn(xs_server *sv)
 {
@@ -457,7 +468,10 @@ static bool turn(xs_server *sv)
     if (s->starved) {
         find_slots(s, now_ns);
     }
-    xs_loading_start(s, now_ns);
+    bool waited = s->starved;
+    uint32_t n_started = xs_loading_start(s, now_ns);
+    sv->starved_look_ns = waited && n_started == 0 ? longer(sv->starved_look_ns)
+                                                   : STARVED_LOOK_US * MOE_NS_PER_US;
     return busy;
 }
 
@@ -472,8 +486,8 @@ static void wait_for_events(xs_server *sv)
         {.fd = s->reverify != NULL ? xs_reverify_fd(s->reverify) : -1, .events = POLLIN}};
     int64_t now_ns = moe_now_ns();
     int64_t until_ns = sv->next_probe_ns < sv->next_rate_ns ? sv->next_probe_ns : sv->next_rate_ns;
-    if (s->starved && now_ns + STARVED_LOOK_US * MOE_NS_PER_US < until_ns) {
-        until_ns = now_ns + STARVED_LOOK_US * MOE_NS_PER_US;
+    if (s->starved && now_ns + sv->starved_look_ns < until_ns) {
+        until_ns = now_ns + sv->starved_look_ns;
     }
     int64_t wait_ns = until_ns > now_ns ? until_ns - now_ns : 0;
     const struct timespec timeout = {.tv_sec = wait_ns / MOE_NS_PER_S,

@@ -1,11 +1,13 @@
 /* server.h - one running store: makes everything, loops, takes it down.
  *
  * Start, in this order, so that nothing is served before it is true and nothing is stolen:
- *   instance lock -> regions (adopted or created) -> dense weights -> lease tables -> reader ->
- * bind Stop (SIGTERM, SIGINT, DRAIN): no new work, reads in flight finish and are answered, sockets
- * go, memory goes unless keep_memory. A second signal stops waiting. Threads: create, run and
- * destroy on the main thread; create blocks SIGTERM and SIGINT, so it comes before any other thread
- * of the process.
+ *   lock -> regions (adopted or created) -> dense weights -> lease tables -> reader -> sockets
+ *
+ * Stop (SIGTERM, SIGINT, SIGHUP, DRAIN): what was wanted is still served, sockets go, memory goes
+ * unless keep_memory. A second signal stops waiting.
+ *
+ * Threads: create, run and destroy on the main thread; create blocks those signals, so it comes
+ * before any other thread of the process.
  */
 #ifndef XS_SERVER_H
 #define XS_SERVER_H

@@ -3,7 +3,8 @@
  *   HELLO --join--> joined --its flock seen--> locked --flock gone--> removed
  *                      \--------no flock within the grace time------/
  *
- * A worker lives as long as it holds a flock on its lease table; its pid is for people only.
+ * A worker lives as long as it holds a flock on its lease table. Its pid is for people, except that
+ * a pid in the table says that the flock was there once.
  * An *ask* is one expert that a WANT named and that this worker has not been seen to lease yet:
  * first waiting for the load, then holding the slot (residency.h) until a lease or a use by this
  * worker is seen, CANCEL, or death. A worker that lets a held slot wait past the deadline is
