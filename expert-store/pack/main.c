@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "common/checksum.h"
@@ -120,6 +121,13 @@ static int print_text(moe_text *t)
 
 /* ---- commands ---- */
 
+static uint64_t max_rss_bytes(void)
+{
+    struct rusage used = {0};
+    (void)getrusage(RUSAGE_SELF, &used);
+    return (uint64_t)used.ru_maxrss * 1024;
+}
+
 static double gb_per_s(uint64_t bytes, int64_t ns)
 {
     return ns > 0 ? (double)bytes / (double)ns : 0;
@@ -135,15 +143,15 @@ static int print_packed(const xs_pack_config *cfg, const xs_source *src, const x
         moe_text_printf(&t,
                         ", \"n_experts\": %u, \"n_tensors\": %u, \"n_segments\": %u, "
                         "\"total_bytes\": %" PRIu64 ", \"written_bytes\": %" PRIu64
-                        ", \"n_resumed\": %u, \"direct\": %s, \"seconds\": %.6f, "
-                        "\"gb_per_s\": %.4f}\n",
+                        ", \"n_resumed\": %u, \"direct\": %s, \"max_rss_bytes\": %" PRIu64
+                        ", \"seconds\": %.6f, \"gb_per_s\": %.4f}\n",
                         r->n_experts, r->n_tensors, r->n_segments, r->total_bytes, r->written_bytes,
-                        r->n_resumed, r->direct ? "true" : "false", (double)r->ns / 1e9,
-                        gb_per_s(r->written_bytes, r->ns));
+                        r->n_resumed, r->direct ? "true" : "false", max_rss_bytes(),
+                        (double)r->ns / 1e9, gb_per_s(r->written_bytes, r->ns));
     } else {
         moe_text_printf(&t,
-                        "%s: %s, %u experts of %s and %u dense tensors, %.2f GB; wrote %.2f GB in "
-                        "%.1f s, %.2f GB/s\n",
+                        "%s: %s, %u experts of %s and %u dense tensors, %.3f GB; wrote %.3f GB in "
+                        "%.2f s, %.2f GB/s\n",
                         cfg->out, src->model_name, r->n_experts, moe_dtype_name(src->expert_dtype),
                         r->n_tensors, (double)r->total_bytes / 1e9, (double)r->written_bytes / 1e9,
                         (double)r->ns / 1e9, gb_per_s(r->written_bytes, r->ns));
@@ -215,7 +223,7 @@ static int print_verified(const xs_pack_config *cfg, const char *store, const xs
                         r->n_extents, r->n_bad, r->bytes, r->direct ? "true" : "false",
                         (double)r->ns / 1e9, gb_per_s(r->bytes, r->ns));
     } else {
-        moe_text_printf(&t, "%s: %u extents read, %u bad; %.2f GB in %.1f s, %.2f GB/s\n", store,
+        moe_text_printf(&t, "%s: %u extents read, %u bad; %.3f GB in %.2f s, %.2f GB/s\n", store,
                         r->n_extents, r->n_bad, (double)r->bytes / 1e9, (double)r->ns / 1e9,
                         gb_per_s(r->bytes, r->ns));
     }

@@ -24,7 +24,7 @@
 #include "expert-store/synthetic.h"
 #include "tests/support/checkpoint_writer.h"
 
-enum { PATH = 512, OUTPUT = 16384, MAX_ARGS = 24 };
+enum { PATH = 512, OUTPUT = 32768, MAX_ARGS = 24 };
 static const char *program;
 static char dir[64];
 
@@ -198,6 +198,28 @@ static void a_checkpoint_and_its_synthetic_model_become_the_same_store(void **st
             remove_tree(in("b.store"));
         }
     }
+}
+
+/* Four blocks a stack: a router in the first only, pre-gates in all but the last. */
+static void a_pregated_model_of_many_blocks_is_accepted(void **state)
+{
+    (void)state;
+    ck c;
+    ck_init(&c, "switch-tiny-pregated", MOE_BF16, 1);
+    ck_config_replace(&c, "\"num_sparse_encoder_layers\": 2", "\"num_sparse_encoder_layers\": 4");
+    ck_config_replace(&c, "\"num_sparse_decoder_layers\": 2", "\"num_sparse_decoder_layers\": 4");
+    char config[sizeof c.config];
+    memcpy(config, c.config, sizeof config);
+    ck_fini(&c);
+    ck_init_config(&c, config, MOE_BF16, 1);
+    ck_write(&c, in("ck"));
+    ck_fini(&c);
+    expect(pack(in("ck"), "--out", in("a.store"), NULL), 0, "64 experts");
+    const run *r = pack("inspect", in("a.store"), "--json", NULL);
+    expect(r, 0, "\"encoder.block.0.layer.1.mlp.router.classifier.weight\"");
+    expect(r, 0, "\"decoder.block.2.layer.2.mlp.pregate.classifier.weight\"");
+    assert_null(strstr(r->output, "decoder.block.1.layer.2.mlp.router"));
+    assert_null(strstr(r->output, "decoder.block.3.layer.2.mlp.pregate"));
 }
 
 static void dtypes_are_converted_when_asked(void **state)
@@ -796,6 +818,18 @@ static void another_jobs_leftovers_are_not_resumed(void **state)
     assert_same_weights(in("whole.store"), in("a.store"));
 }
 
+static void files_that_are_not_ours_are_never_removed(void **state)
+{
+    (void)state;
+    expect(pack("--synthetic", "switch-tiny", "--seed", "2", "--out", in("a.store"),
+                "--test-kill-at", "after-commit:1", NULL),
+           -SIGKILL, "");
+    write_file(in("a.store.partial/segments/thesis.tex"), "x", 1);
+    expect(pack("--synthetic", "switch-tiny", "--out", in("a.store"), "--force", NULL), 1,
+           "cannot remove");
+    assert_true(exists(in("a.store.partial/segments/thesis.tex")));
+}
+
 static void a_changed_checkpoint_is_not_resumed(void **state)
 {
     (void)state;
@@ -835,6 +869,7 @@ int main(int argc, char **argv)
     const struct CMUnitTest tests[] = {
 #define TEST(f) cmocka_unit_test_setup_teardown(f, make_dir, remove_dir)
         TEST(a_checkpoint_and_its_synthetic_model_become_the_same_store),
+        TEST(a_pregated_model_of_many_blocks_is_accepted),
         TEST(dtypes_are_converted_when_asked),
         TEST(mixed_dtypes_need_a_choice),
         TEST(small_segments_and_single_buffers_change_nothing_but_the_files),
@@ -851,6 +886,7 @@ int main(int argc, char **argv)
         TEST(an_existing_store_is_replaced_only_by_force),
         TEST(what_is_not_a_store_is_never_replaced),
         TEST(another_jobs_leftovers_are_not_resumed),
+        TEST(files_that_are_not_ours_are_never_removed),
         TEST(a_changed_checkpoint_is_not_resumed),
         TEST(lost_segments_of_an_earlier_run_are_noticed),
         TEST(two_packers_do_not_share_a_directory),
