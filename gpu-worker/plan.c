@@ -43,7 +43,7 @@ uint32_t gw_plan_waves(const uint16_t *set, const uint8_t *near, uint32_t n, uin
                        uint16_t *out)
 {
     uint32_t at = 0;
-    for (uint8_t rank = 0; rank < GW_N_NEAR; rank++) {
+    for (int rank = 0; rank < GW_N_NEAR; rank++) {
         for (uint32_t i = 0; i < n; i++) {
             if (near[i] == rank) {
                 out[at++] = set[i];
