@@ -1,6 +1,7 @@
 /* ceilings.c - see ceilings.h. */
 #include "gpu-worker/ceilings.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -186,7 +187,8 @@ static moe_status multiply(lab *l, const void *what, moe_err *err)
 static moe_status measure_memory(const krn_ops *ops, krn_device *device, double *out_gbps,
                                  moe_err *err)
 {
-    uint64_t bytes = strcmp(ops->name, "cpu") == 0 ? CPU_MEMORY_BYTES : GPU_MEMORY_BYTES;
+    bool on_cpu = strcmp(ops->name, "cpu") == 0;
+    uint64_t bytes = on_cpu ? CPU_MEMORY_BYTES : GPU_MEMORY_BYTES;
     uint64_t rows = bytes / (MATRIX_COLS * sizeof(uint16_t));
     uint64_t behind = (MATRIX_COLS + rows) * sizeof(float), half = bytes / 2;
     double copied = 0, multiplied = 0;
@@ -195,7 +197,9 @@ static moe_status measure_memory(const krn_ops *ops, krn_device *device, double 
     if (st != MOE_OK) {
         return st;
     }
-    st = time_rounds(&l, copy_half, &half, (double)bytes, &copied, err);
+    if (!on_cpu) {
+        st = time_rounds(&l, copy_half, &half, (double)bytes, &copied, err);
+    }
     if (st == MOE_OK) {
         st = time_rounds(&l, multiply, &bytes, (double)bytes, &multiplied, err);
     }

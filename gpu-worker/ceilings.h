@@ -3,7 +3,8 @@
  *   link    blocks of one expert's size, queued one behind the other on a copy stream of their own,
  *           from host memory the backend can copy from directly: bytes / time between two events
  *   memory  the better of two: a copy from device memory to device memory (bytes read + bytes
- *           written), and a product of one row with a large matrix (bytes of the matrix)
+ *           written), and a product of one row with a large matrix (bytes of the matrix). On
+ *           `cpu` the product alone: there every copy passes the imagined link
  * Median of several rounds. Rates in 1e9 bytes/s.
  * Users: `bench` and `plan --measure`. Threads: the caller's, with no step under way. Allocates and
  * frees all it uses; needs about 300 MiB of device memory on `cuda`.
