@@ -2,208 +2,166 @@
 #include "tests/support/store_process.h"
 
 #include <dirent.h>
-#include <ftw.h>
+#include <setjmp.h>
 #include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <cJSON.h>
+#include <cmocka.h>
 
-#include "common/dtype.h"
 #include "common/file.h"
-#include "common/model_shape.h"
 
-enum { MAX_PATH_BYTES = 1024, STOP_TRIES = 1500 /* of 10 ms */ };
-
-static int complain(const char *what, const char *which)
-{
-    fprintf(stderr, "store_process: %s: %s\n", what, which);
-    return -1;
-}
-
-static pid_t spawn(const char *const *argv)
-{
-    pid_t pid = fork();
-    if (pid == 0) {
-        prctl(PR_SET_PDEATHSIG, SIGKILL);
-        execv(argv[0], (char *const *)(uintptr_t)argv);
-        _exit(127);
-    }
-    return pid;
-}
-
-static int run(const char *const *argv)
-{
-    int status = -1;
-    pid_t pid = spawn(argv);
-    if (pid < 0 || waitpid(pid, &status, 0) != pid || !WIFEXITED(status) ||
-        WEXITSTATUS(status) != 0) {
-        return complain("failed", argv[0]);
-    }
-    return 0;
-}
+enum { PATH_BYTES = 2048 };
 
 static char *read_config(const char *dir, size_t *out_bytes)
 {
-    char path[MAX_PATH_BYTES];
+    char path[PATH_BYTES];
     char *json = NULL;
-    (void)snprintf(path, sizeof path, "%s/config.json", dir);
-    if (moe_file_read(path, 1 << 20, &json, out_bytes, NULL) != MOE_OK) {
-        (void)complain("cannot read", path);
-        return NULL;
-    }
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    assert_int_equal(MOE_OK, moe_file_read(path, 1 << 20, &json, out_bytes, NULL));
     return json;
 }
 
-/* DIR/model: links to the checkpoint's files, but config.json with another expert_capacity. */
-static int link_patched(const store_process_cfg *cfg, const char *copy)
+/* "float32" in the fixtures, "bfloat16" in the demo models. */
+static uint64_t slot_bytes(const char *config, const moe_model_shape *shape)
 {
-    char from[MAX_PATH_BYTES];
-    char to[MAX_PATH_BYTES];
-    DIR *d = opendir(cfg->model_dir);
-    if (d == NULL || mkdir(copy, 0700) != 0) {
-        if (d != NULL) {
-            closedir(d);
-        }
-        return complain("cannot copy", cfg->model_dir);
-    }
-    const struct dirent *e = NULL;
-    while ((e = readdir(d)) != NULL) {
-        if (e->d_name[0] == '.' || strcmp(e->d_name, "config.json") == 0) {
-            continue;
-        }
-        (void)snprintf(from, sizeof from, "%s/%s", cfg->model_dir, e->d_name);
-        (void)snprintf(to, sizeof to, "%s/%s", copy, e->d_name);
-        if (symlink(from, to) != 0) {
-            closedir(d);
-            return complain("cannot link", from);
-        }
-    }
-    closedir(d);
-    size_t bytes = 0;
-    char *json = read_config(cfg->model_dir, &bytes);
-    cJSON *config = json == NULL ? NULL : cJSON_ParseWithLength(json, bytes);
-    free(json);
-    cJSON_DeleteItemFromObject(config, "expert_capacity");
-    cJSON_AddNumberToObject(config, "expert_capacity", cfg->capacity);
-    json = cJSON_PrintUnformatted(config);
-    cJSON_Delete(config);
-    (void)snprintf(to, sizeof to, "%s/config.json", copy);
-    FILE *f = json == NULL ? NULL : fopen(to, "w");
-    int written = f != NULL && fputs(json, f) >= 0;
-    written = f != NULL && fclose(f) == 0 && written;
-    free(json);
-    return written ? 0 : complain("cannot write", to);
+    uint64_t element_bytes = strstr(config, "\"bfloat16\"") != NULL ? 2 : 4;
+    return (moe_expert_params(shape) * element_bytes + 4095) / 4096 * 4096;
 }
 
-/* "100%" and "25%" of all experts, "min": two slots. bf16 in the demo models, f32 in the fixtures.
- */
-static int size_ram(const store_process_cfg *cfg, store_process *p)
+static void size_ram(const store_process_cfg *cfg, store_process *p)
 {
     size_t bytes = 0;
-    char *json = read_config(cfg->model_dir, &bytes);
+    char *config = read_config(cfg->model_dir, &bytes);
     moe_model_shape shape;
-    if (json == NULL || moe_model_shape_parse(json, bytes, &shape, NULL) != MOE_OK) {
-        free(json);
-        return complain("cannot parse config.json of", cfg->model_dir);
-    }
-    int f32 = strstr(json, "\"float32\"") != NULL && strstr(json, "\"bfloat16\"") == NULL;
-    free(json);
-    uint64_t slot = moe_expert_params(&shape) * (f32 ? 4 : 2);
-    slot = (slot + 4095) / 4096 * 4096;
+    assert_int_equal(MOE_OK, moe_model_shape_parse(config, bytes, &shape, NULL));
     uint64_t n_slots = shape.n_experts_total;
     if (strcmp(cfg->ram, "25%") == 0) {
         n_slots /= 4;
     } else if (strcmp(cfg->ram, "min") == 0) {
         n_slots = 2;
-    } else if (strcmp(cfg->ram, "100%") != 0) {
-        return complain("ram is none of 100%, 25%, min", cfg->ram);
+    } else {
+        assert_string_equal("100%", cfg->ram);
     }
-    n_slots = n_slots < 2 ? 2 : n_slots;
-    (void)snprintf(p->ram_bytes, sizeof p->ram_bytes, "%llu", (unsigned long long)(n_slots * slot));
-    return 0;
+    snprintf(p->ram_bytes, sizeof p->ram_bytes, "%llu",
+             (unsigned long long)(n_slots * slot_bytes(config, &shape)));
+    free(config);
 }
 
-static int pack(const store_process_cfg *cfg, const store_process *p)
+static void write_config(const char *from_dir, const char *to_dir, uint32_t capacity)
 {
-    char copy[MAX_PATH_BYTES];
-    char store[MAX_PATH_BYTES];
-    const char *from = cfg->model_dir;
-    (void)snprintf(store, sizeof store, "%s/model.store", p->dir);
-    if (cfg->capacity > 0) {
-        (void)snprintf(copy, sizeof copy, "%s/model", p->dir);
-        if (link_patched(cfg, copy) != 0) {
-            return -1;
+    char path[PATH_BYTES];
+    size_t bytes = 0;
+    char *text = read_config(from_dir, &bytes);
+    cJSON *config = cJSON_ParseWithLength(text, bytes);
+    free(text);
+    cJSON_DeleteItemFromObject(config, "expert_capacity");
+    assert_non_null(cJSON_AddNumberToObject(config, "expert_capacity", capacity));
+    text = cJSON_PrintUnformatted(config);
+    cJSON_Delete(config);
+    snprintf(path, sizeof path, "%s/config.json", to_dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_true(fputs(text, f) >= 0);
+    assert_int_equal(0, fclose(f));
+    free(text);
+}
+
+/* A directory of links to the checkpoint's files, but with a config.json of its own. */
+static void copy_with_capacity(const store_process_cfg *cfg, const char *copy)
+{
+    char from[PATH_BYTES];
+    char to[PATH_BYTES];
+    assert_int_equal(0, mkdir(copy, 0700));
+    DIR *d = opendir(cfg->model_dir);
+    assert_non_null(d);
+    const struct dirent *e = NULL;
+    while ((e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '.' || strcmp(e->d_name, "config.json") == 0) {
+            continue;
         }
+        snprintf(from, sizeof from, "%s/%s", cfg->model_dir, e->d_name);
+        snprintf(to, sizeof to, "%s/%s", copy, e->d_name);
+        assert_int_equal(0, symlink(from, to));
+    }
+    closedir(d);
+    write_config(cfg->model_dir, copy, cfg->capacity);
+}
+
+static void run(const char *const *argv)
+{
+    int status = -1;
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        execv(argv[0], (char *const *)(uintptr_t)argv);
+        _exit(127);
+    }
+    assert_int_equal(pid, waitpid(pid, &status, 0));
+    assert_true(WIFEXITED(status));
+    assert_int_equal(0, WEXITSTATUS(status));
+}
+
+static void store_path(const store_process *p, char out[96])
+{
+    snprintf(out, 96, "%s/model.store", p->rig.dir);
+}
+
+static void pack(const store_process_cfg *cfg, const store_process *p)
+{
+    char copy[96];
+    char store[96];
+    const char *from = cfg->model_dir;
+    store_path(p, store);
+    if (cfg->capacity > 0) {
+        snprintf(copy, sizeof copy, "%s/model", p->rig.dir);
+        copy_with_capacity(cfg, copy);
         from = copy;
     }
     const char *const argv[] = {cfg->pack_program, from, "--out", store, NULL};
-    return run(argv);
-}
-
-static int serve(store_process *p)
-{
-    char store[MAX_PATH_BYTES];
-    (void)snprintf(store, sizeof store, "%s/model.store", p->dir);
-    const char *const argv[] = {
-        p->store_program, "--store",       store, "--endpoint",  p->endpoint, "--ram-bytes",
-        p->ram_bytes,     "--max-workers", "1",   "--log-level", "warn",      NULL};
-    p->pid = spawn(argv);
-    return p->pid < 0 ? complain("cannot start", p->store_program) : 0;
-}
-
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
-}
-
-int store_process_start(const store_process_cfg *cfg, store_process *out)
-{
-    store_process p = {.dir = "/tmp/pregate-golden-XXXXXX", .store_program = cfg->store_program};
-    if (mkdtemp(p.dir) == NULL) {
-        return complain("mkdtemp", p.dir);
+    run(argv);
+    if (cfg->before_serve != NULL) {
+        cfg->before_serve(store);
     }
-    (void)snprintf(p.endpoint, sizeof p.endpoint, "ipc://%s/store.sock", p.dir);
-    if (size_ram(cfg, &p) != 0 || pack(cfg, &p) != 0 || serve(&p) != 0) {
-        (void)nftw(p.dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-        return -1;
-    }
-    *out = p;
-    return 0;
 }
 
-int store_process_restart(store_process *p)
+static void serve(store_process *p)
 {
-    kill(p->pid, SIGKILL);
-    (void)waitpid(p->pid, NULL, 0);
-    return serve(p);
+    char store[96];
+    store_path(p, store);
+    const char *const args[] = {"--store",       store, "--ram-bytes", p->ram_bytes,
+                                "--max-workers", "1",   NULL};
+    store_rig_spawn(&p->rig, args);
+}
+
+void store_process_start(const store_process_cfg *cfg, store_process *out)
+{
+    store_rig_init(&out->rig, cfg->store_program);
+    size_ram(cfg, out);
+    pack(cfg, out);
+    serve(out);
+}
+
+void store_process_restart(store_process *p, int signal_first)
+{
+    kill(p->rig.pid, signal_first);
+    (void)store_rig_wait(&p->rig);
+    serve(p);
 }
 
 int store_process_stop(store_process *p)
 {
-    int status = -1;
-    pid_t gone = 0;
-    kill(p->pid, SIGTERM);
-    for (int i = 0; i < STOP_TRIES && gone == 0; i++) {
-        const struct timespec pause = {.tv_nsec = 10 * 1000 * 1000};
-        gone = waitpid(p->pid, &status, WNOHANG);
-        if (gone == 0) {
-            nanosleep(&pause, NULL);
-        }
+    int status = store_rig_stop(&p->rig);
+    if (status != 0) {
+        fprintf(stderr, "the store ended with %d; its log:\n%s", status, store_rig_log(&p->rig));
     }
-    if (gone == 0) {
-        kill(p->pid, SIGKILL);
-        (void)waitpid(p->pid, NULL, 0);
-    }
-    (void)nftw(p->dir, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    return gone == p->pid && WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+    store_rig_fini(&p->rig);
+    return status;
 }
