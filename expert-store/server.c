@@ -236,28 +236,13 @@ static moe_status open_residency(xs_store *s, int64_t now_ns, moe_err *err)
     return st;
 }
 
-static moe_status parse_uid(const char *text, int64_t *out_uid, moe_err *err)
-{
-    char *end = NULL;
-    errno = 0;
-    long long uid = text[0] != '\0' ? strtoll(text, &end, 10) : -1;
-    if (text[0] != '\0' && (*end != '\0' || errno != 0 || uid < 0 || uid > UINT32_MAX)) {
-        return MOE_FAIL(err, MOE_ERR_INVALID, "--allow-uid %.40s: expected a numeric user id",
-                        text);
-    }
-    *out_uid = uid;
-    return MOE_OK;
-}
-
 static moe_status bind_sockets(xs_store *s, moe_err *err)
 {
     char admin[MOE_CFG_STR_BYTES + 8];
     wire_router_cfg cfg = {.endpoint = s->cfg->endpoint,
+                           .allow_uid = xs_config_allow_uid(s->cfg),
                            .max_message_bytes = WIRE_MAX_REQUEST_BYTES};
-    moe_status st = parse_uid(s->cfg->allow_uid, &cfg.allow_uid, err);
-    if (st == MOE_OK) {
-        st = wire_router_create(&cfg, &s->router, err);
-    }
+    moe_status st = wire_router_create(&cfg, &s->router, err);
     if (st != MOE_OK) {
         return st;
     }

@@ -1,8 +1,10 @@
 /* store_config.c - see store_config.h. */
 #include "expert-store/store_config.h"
 
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "proto/board.h"
@@ -81,6 +83,10 @@ moe_status xs_config_check(xs_config *cfg, moe_err *err)
         return MOE_FAIL(err, MOE_ERR_INVALID, "--read-split %llu is no multiple of 4096",
                         (unsigned long long)cfg->read_split);
     }
+    if (cfg->allow_uid[0] != '\0' && xs_config_allow_uid(cfg) < 0) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "--allow-uid %.40s: expected a numeric user id",
+                        cfg->allow_uid);
+    }
     if (cfg->endpoint[0] == '\0') {
         return moe_default_endpoint(cfg->endpoint, sizeof cfg->endpoint, err);
     }
@@ -91,6 +97,15 @@ moe_dtype xs_config_dtype(const xs_config *cfg)
 {
     static const moe_dtype dtypes[] = {MOE_BF16, MOE_F16, MOE_F32};
     return dtypes[cfg->dtype];
+}
+
+int64_t xs_config_allow_uid(const xs_config *cfg)
+{
+    char *end = NULL;
+    errno = 0;
+    long long uid = strtoll(cfg->allow_uid, &end, 10);
+    bool number = cfg->allow_uid[0] != '\0' && *end == '\0' && errno == 0;
+    return number && uid >= 0 && uid < UINT32_MAX ? uid : -1; /* that one means nobody */
 }
 
 void xs_kill_point(xs_kill_switch *k, xs_kill_at here)

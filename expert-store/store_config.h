@@ -48,6 +48,7 @@ extern const moe_config_spec xs_config_spec;
 /* Cross-checks and fills the default endpoint in. Errors name the settings. */
 MOE_MUST_CHECK moe_status xs_config_check(xs_config *cfg, moe_err *err);
 moe_dtype xs_config_dtype(const xs_config *cfg);
+int64_t xs_config_allow_uid(const xs_config *cfg); /* -1: none */
 
 /* Tests only: counts passes of the point that test_kill_at names; the test_kill_after-th one is
  * the last thing this process does. Does nothing with the default settings. */

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -359,6 +360,18 @@ static void wrong_settings_end_in_one_clear_error(void **state)
     refuses_to_start(f, missing, 1, "/nonexistent.store");
     refuses_to_start(f, few, 1, "73728 bytes (9 slots)");
     refuses_to_start(f, huge, 1, "are free: give less");
+    const char *const uid[] = {"--synthetic", "switch-tiny", "--allow-uid", "me", NULL};
+    refuses_to_start(f, uid, 2, "numeric user id");
+}
+
+/* It fails late, with its memory made already: nothing of it stays. */
+static void a_socket_that_cannot_be_bound_leaves_no_memory_behind(void **state)
+{
+    fixture *f = *state;
+    char path[160];
+    snprintf(path, sizeof path, "%s/store.sock.admin", f->rig.dir);
+    assert_int_equal(0, mkdir(path, 0700));
+    refuses_to_start(f, roomy, 1, "store.sock.admin");
 }
 
 static void a_socket_path_that_is_too_long_is_refused(void **state)
@@ -412,7 +425,9 @@ static void one_worker_too_many_is_told_so(void **state)
 {
     fixture *f = *state;
     static rig_client third;
-    store_rig_start(&f->rig, tight);
+    const char *const args[] = {
+        "--synthetic", "switch-tiny", "--max-workers", "2", "--worker-probe-ms", "10000", NULL};
+    store_rig_start(&f->rig, args);
     rig_client_join(&f->a, f->rig.endpoint);
     rig_client_join(&f->b, f->rig.endpoint);
     assert_int_not_equal(f->a.welcome.worker_id, f->b.welcome.worker_id);
@@ -420,8 +435,7 @@ static void one_worker_too_many_is_told_so(void **state)
     third.out.hello = (wire_hello){.h.kind = WIRE_HELLO, .name = "third"};
     rig_client_send(&third);
     rig_client_expect_error(&third, MOE_ERR_LIMIT, "--max-workers");
-    rig_client_close(&f->b); /* its lock goes, and so does it */
-    rig_client_await_metric(&f->a, "pregate_store_workers", NULL, 1);
+    rig_client_close(&f->b); /* its lock goes, and HELLO looks for places of the dead */
     rig_client_hello(&third, 0);
     rig_client_close(&third);
 }
@@ -867,6 +881,7 @@ int main(int argc, char **argv)
         TEST(kept_memory_is_adopted_by_the_next_start),
         TEST(a_second_store_on_the_same_endpoint_is_refused_by_name),
         TEST(wrong_settings_end_in_one_clear_error),
+        TEST(a_socket_that_cannot_be_bound_leaves_no_memory_behind),
         TEST(a_socket_path_that_is_too_long_is_refused),
         TEST(without_memlock_it_warns_once_and_serves),
         TEST(hello_again_gives_the_same_place),

@@ -192,6 +192,7 @@ static void cancelled_reads_leave_the_queue(void **state)
     f->a.step = 8;
     rig_client_send_experts(&f->a, WIRE_CANCEL, 0, NULL, 0);
     is(f, "pregate_store_cancelled_total", NULL, 1);
+    is(f, "pregate_store_wants_outstanding", "worker=\"1\"", 1);
     is(f, "pregate_store_queue_depth", "class=\"demand\"", 1);
 }
 

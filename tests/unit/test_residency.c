@@ -388,6 +388,11 @@ static void a_condemned_expert_leaves_at_once_and_its_slot_when_nobody_reads_it(
     fake_store_release(f, 0, 0);
     assert_int_equal(1, xs_residency_sweep(f->residency));
     assert_int_equal(slot, fake_store_load(f, 4, 4));
+    xs_residency_hold(f->residency, slot); /* its keeper does not know yet */
+    xs_residency_condemn(f->residency, slot);
+    assert_int_equal(0, xs_residency_sweep(f->residency));
+    xs_residency_release_hold(f->residency, slot);
+    assert_int_equal(1, xs_residency_sweep(f->residency));
 }
 
 /* ---- adopting ---- */
