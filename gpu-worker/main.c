@@ -10,11 +10,8 @@
 static const struct {
     const char *name;
     int (*run)(const gw_config *cfg);
-} commands[] = {{"run", gw_run_main},
-                {"serve", gw_serve_main},
-                {"bench", gw_bench_main},
-                {"plan", gw_plan_main},
-                {"replay", gw_replay_main}};
+} commands[] = {{"run", gw_run_main},   {"serve", gw_serve_main},   {"bench", gw_bench_main},
+                {"plan", gw_plan_main}, {"replay", gw_replay_main}, {"eval", gw_eval_main}};
 
 int main(int argc, char **argv)
 {
@@ -44,8 +41,8 @@ int main(int argc, char **argv)
     moe_log_set_level((moe_log_level)cfg.log_level);
     signal(SIGPIPE, SIG_IGN);
     if (n_words == 0) {
-        fprintf(stderr, "gpu-worker: no command; use run, serve, bench, plan or replay (--help "
-                        "shows all settings)\n");
+        fprintf(stderr, "gpu-worker: no command; use run, serve, bench, plan, replay or eval "
+                        "(--help shows all settings)\n");
         return 2;
     }
     if (n_words == 2) {
@@ -61,7 +58,8 @@ int main(int argc, char **argv)
             return commands[i].run(&cfg);
         }
     }
-    fprintf(stderr, "gpu-worker: unknown command '%s'; use run, serve, bench, plan or replay\n",
+    fprintf(stderr,
+            "gpu-worker: unknown command '%s'; use run, serve, bench, plan, replay or eval\n",
             words[0]);
     return 2;
 }

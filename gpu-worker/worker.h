@@ -34,5 +34,6 @@ int gw_serve_main(const gw_config *cfg);
 int gw_bench_main(const gw_config *cfg);  /* bench.h */
 int gw_plan_main(const gw_config *cfg);   /* plan_report.h */
 int gw_replay_main(const gw_config *cfg); /* replay.h */
+int gw_eval_main(const gw_config *cfg);   /* eval.h */
 
 #endif

@@ -50,6 +50,9 @@ typedef struct gw_config {
     uint64_t device_bytes, ram_bytes;
     double link_gbps, memory_gbps, drive_gbps, resident_ms;
     bool measure;
+    /* eval */
+    char pairs[MOE_CFG_STR_BYTES];
+    uint64_t limit;
     /* replay */
     uint64_t skip_steps;
 } gw_config;
