@@ -259,7 +259,6 @@ static void begin_serving(xs_store *s)
     atomic_store_explicit(&h->serving, 1, memory_order_release);
     s->started_ns = moe_now_ns();
     s->rate_ns = s->started_ns;
-    s->remove_memory = false; /* from now on a crash leaves it for adoption */
 }
 
 static void log_started(const xs_store *s)

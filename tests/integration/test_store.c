@@ -304,9 +304,13 @@ static void kept_memory_is_adopted_by_the_next_start(void **state)
     store_rig_start(&f->rig, keep);
     rig_client_join(&f->a, f->rig.endpoint);
     touch_all(f, &f->a, 0);
+    const moe_board_header *h = f->a.board.base;
+    assert_int_equal(1, h->serving);
     assert_int_equal(0, store_rig_stop(&f->rig));
+    assert_int_equal(0, h->serving);
     assert_int_equal(4, store_rig_count_regions(&f->rig));
     store_rig_start(&f->rig, keep);
+    assert_int_equal(1, h->serving);
     rig_client_hello(&f->a, f->a.welcome.worker_id);
     assert_int_equal(2, f->a.welcome.h.boot);
     assert_true(rig_client_metric(&f->a, "pregate_store_adopted_slots", NULL) == N_EXPERTS);
@@ -797,15 +801,13 @@ static void a_stop_serves_what_was_wanted_before(void **state)
     assert_int_equal(1, store_rig_log_count(&f->rig, "stopping"));
 }
 
-/* Slots that are all leased or pinned keep a WANT waiting; a stop does not wait for it longer than
- * told. */
-static void a_stop_gives_up_on_what_finds_no_slot(void **state)
+/* Three slots: two leased, one pinned; so the WANT of expert 3 waits. */
+static void start_and_block(fixture *f, const char *drain_ms)
 {
-    fixture *f = *state;
     char admin[160];
     const char *const args[] = {
         "--synthetic", "switch-tiny",         "--ram-bytes", "24576",      "--max-workers",
-        "1",           "--leases-per-worker", "2",           "--drain-ms", "200",
+        "1",           "--leases-per-worker", "2",           "--drain-ms", drain_ms,
         NULL};
     store_rig_start(&f->rig, args);
     rig_client_join(&f->a, f->rig.endpoint);
@@ -820,11 +822,45 @@ static void a_stop_gives_up_on_what_finds_no_slot(void **state)
     x = 3;
     rig_client_send_experts(&f->a, WIRE_WANT, 0, &x, 1);
     rig_client_ping(&f->a); /* it has the WANT */
-    kill(f->rig.pid, SIGTERM);
+}
+
+static void expect_cancelled(fixture *f, uint32_t expert)
+{
     rig_client_expect(&f->a, WIRE_FAILED);
     assert_int_equal(MOE_ERR_CANCELLED, f->a.in.failed.status);
-    assert_int_equal(3, f->a.in.failed.experts[0]);
+    assert_int_equal(expert, f->a.in.failed.experts[0]);
+}
+
+static void a_stop_gives_up_on_what_finds_no_slot(void **state)
+{
+    fixture *f = *state;
+    start_and_block(f, "200");
+    kill(f->rig.pid, SIGTERM);
+    expect_cancelled(f, 3);
     assert_int_equal(0, store_rig_wait(&f->rig));
+}
+
+static void a_store_that_stops_takes_nothing_new_and_a_second_signal_ends_it(void **state)
+{
+    fixture *f = *state;
+    uint32_t x = 4;
+    start_and_block(f, "600000");
+    kill(f->rig.pid, SIGINT);
+    rig_client_await_metric(&f->a, "pregate_store_stopping", NULL, 1);
+    rig_client_send_experts(&f->a, WIRE_WANT, 0, &x, 1);
+    expect_cancelled(f, 4);
+    rig_client_send_experts(&f->a, WIRE_PREDICT, 1, &x, 1);
+    rig_client_await_metric(&f->a, "pregate_store_predictions_stale_total", NULL, 1);
+    f->a.out.hello = (wire_hello){.h.kind = WIRE_HELLO, .name = "late"};
+    rig_client_send(&f->a);
+    rig_client_expect_error(&f->a, MOE_ERR_CANCELLED, "stopping");
+    rig_client_send_experts(&f->b, WIRE_PREFETCH, 0, &x, 1);
+    rig_client_expect_error(&f->b, MOE_ERR_CANCELLED, "stopping");
+    int64_t begin_ns = moe_now_ns();
+    kill(f->rig.pid, SIGHUP);
+    expect_cancelled(f, 3);
+    assert_int_equal(0, store_rig_wait(&f->rig));
+    assert_true(moe_now_ns() - begin_ns < 5 * MOE_NS_PER_S);
 }
 
 static void operators_prefetch_pin_evict_and_drain(void **state)
@@ -897,6 +933,7 @@ int main(int argc, char **argv)
         TEST(an_unreadable_table_of_a_live_worker_spoils_the_adoption),
         TEST(a_stop_serves_what_was_wanted_before),
         TEST(a_stop_gives_up_on_what_finds_no_slot),
+        TEST(a_store_that_stops_takes_nothing_new_and_a_second_signal_ends_it),
         TEST(operators_prefetch_pin_evict_and_drain),
     };
     if (argc == 5 && strcmp(argv[1], "worker") == 0) {
