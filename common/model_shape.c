@@ -1,4 +1,4 @@
-/* model_shape.c - reads a checkpoint's config.json; the only file that includes cJSON.
+/* model_shape.c - reads a checkpoint's config.json.
  * Called at start by the packer, the store and the worker, on the main thread (cJSON keeps its last
  * error position in a static variable, so two threads must not parse at once); no state of ours.
  *

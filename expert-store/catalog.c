@@ -1,35 +1,26 @@
-/* catalog.c - [LMDB] reads and writes the index of a store directory.
+/* catalog.c - [LMDB] reads the index of a store directory.
  *
- * Owns: the LMDB environment while it is open. The reader (expert-store, expert-pack verify) copies
- * everything into plain arrays and closes LMDB before it returns; the writer (expert-pack) keeps
- * one write transaction between commits. Threads: one per object; an open catalogue is const.
- * Shutdown: an uncommitted transaction is dropped; what was committed stays and can be resumed.
+ * Called by expert-store at start and by expert-pack's verify and inspect. Copies everything into
+ * plain arrays and closes LMDB before it returns. Threads: an open catalogue is const.
  */
 #include "expert-store/catalog.h"
 
 #include <endian.h>
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <lmdb.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/bytes.h"
 #include "common/checksum.h"
 #include "common/file.h"
+#include "expert-store/catalog_env.h"
 #include "expert-store/catalog_format.h"
 #include "expert-store/tensor_names.h"
 
-enum { DIR_BYTES = 1024, PATH_BYTES = DIR_BYTES + 64 };
-enum db { DB_META, DB_EXPERTS, DB_TENSORS, DB_FILES, N_DBS };
-static const char *const db_names[N_DBS] = {"meta", "experts", "tensors", "files"};
-
-#define MAX_CATALOG_BYTES (4ull << 30) /* LMDB map, address space only; far above any tokenizer */
 #define MAX_SEGMENTS (1u << 20)
 
 typedef struct stored_file {
@@ -39,7 +30,7 @@ typedef struct stored_file {
 } stored_file;
 
 struct xs_catalog {
-    char dir[DIR_BYTES];
+    char dir[XS_CATALOG_DIR_BYTES];
     xs_catalog_info info;
     xs_expert_record *experts; /* [n_experts_total], owned */
     xs_tensor_record *tensors; /* [n_tensors], owned */
@@ -48,117 +39,9 @@ struct xs_catalog {
     uint64_t n_hashes;         /* used so far while loading */
 };
 
-struct xs_catalog_writer {
-    char dir[DIR_BYTES];
-    MDB_env *env; /* owned; NULL once finished */
-    MDB_txn *txn; /* owned; NULL between transactions */
-    MDB_dbi dbi[N_DBS];
-    xs_meta_record meta;
-    char *job; /* owned; "" when never set */
-    xs_catalog_progress progress;
-};
-
-/* ---- LMDB helpers ---- */
-
-static moe_status lmdb_status(int rc)
-{
-    switch (rc) {
-    case ENOMEM:
-        return MOE_ERR_NO_MEMORY;
-    case ENOENT:
-    case MDB_NOTFOUND:
-        return MOE_ERR_NOT_FOUND;
-    case EACCES:
-    case EPERM:
-    case EROFS:
-        return MOE_ERR_PERMISSION;
-    case ENOSPC:
-    case EDQUOT:
-    case MDB_MAP_FULL:
-        return MOE_ERR_NO_SPACE;
-    case MDB_VERSION_MISMATCH:
-        return MOE_ERR_VERSION;
-    case MDB_INVALID:
-    case MDB_CORRUPTED:
-    case MDB_PAGE_NOTFOUND:
-        return MOE_ERR_FORMAT;
-    default:
-        return MOE_ERR_IO;
-    }
-}
-
-static moe_status lmdb_fail(moe_err *err, int rc, const char *what, const char *dir)
-{
-    return MOE_FAIL_NATIVE(err, lmdb_status(rc), MOE_LAYER_LMDB, rc, "%s of %s/catalog: %s", what,
-                           dir, mdb_strerror(rc));
-}
-
-static moe_status copy_dir(const char *dir, char out[DIR_BYTES], moe_err *err)
-{
-    size_t n = strlen(dir);
-    while (n > 1 && dir[n - 1] == '/') {
-        n--;
-    }
-    if (n == 0 || n >= DIR_BYTES) {
-        return MOE_FAIL(err, MOE_ERR_INVALID, "store path is empty or over %d bytes: '%s'",
-                        DIR_BYTES - 1, dir);
-    }
-    memcpy(out, dir, n);
-    out[n] = '\0';
-    return MOE_OK;
-}
-
-static void catalog_path(const char *dir, const char *file, char out[PATH_BYTES])
-{
-    snprintf(out, PATH_BYTES, "%s/catalog%s%s", dir, *file != '\0' ? "/" : "", file);
-}
-
-static moe_status open_env(const char *dir, unsigned flags, MDB_env **out, moe_err *err)
-{
-    char path[PATH_BYTES];
-    catalog_path(dir, "", path);
-    MDB_env *env = NULL;
-    int rc = mdb_env_create(&env);
-    if (rc != 0) {
-        return lmdb_fail(err, rc, "creation", dir);
-    }
-    rc = mdb_env_set_maxdbs(env, N_DBS);
-    if (rc == 0 && (flags & MDB_RDONLY) == 0) {
-        rc = mdb_env_set_mapsize(env, MAX_CATALOG_BYTES);
-    }
-    if (rc == 0) {
-        rc = mdb_env_open(env, path, flags | MDB_NOTLS, 0644);
-    }
-    if (rc != 0) {
-        mdb_env_close(env);
-        return lmdb_fail(err, rc, "opening", dir);
-    }
-    *out = env;
-    return MOE_OK;
-}
-
-static moe_status open_dbs(MDB_txn *txn, unsigned flags, const char *dir, MDB_dbi out[N_DBS],
-                           moe_err *err)
-{
-    for (int i = 0; i < N_DBS; i++) {
-        int rc = mdb_dbi_open(txn, db_names[i], flags, &out[i]);
-        if (rc != 0) {
-            return lmdb_fail(err, rc, db_names[i], dir);
-        }
-    }
-    return MOE_OK;
-}
-
-static MDB_val val_of(const void *data, size_t bytes)
-{
-    return (MDB_val){.mv_size = bytes, .mv_data = (void *)(uintptr_t)data};
-}
-
-/* ---- reading ---- */
-
 typedef struct reader {
     MDB_txn *txn;
-    MDB_dbi dbi[N_DBS];
+    MDB_dbi dbi[XS_N_DBS];
     xs_catalog *c;
     moe_err *err;
 } reader;
@@ -171,12 +54,12 @@ static moe_status bad(reader *r, const char *what)
 /* Called for every entry of a database, i counts from 0. */
 typedef moe_status (*visit_fn)(reader *r, uint32_t i, const MDB_val *key, const MDB_val *val);
 
-static moe_status for_each(reader *r, enum db db, visit_fn visit)
+static moe_status for_each(reader *r, xs_catalog_db db, visit_fn visit)
 {
     MDB_cursor *cur = NULL;
     int rc = mdb_cursor_open(r->txn, r->dbi[db], &cur);
     if (rc != 0) {
-        return lmdb_fail(r->err, rc, db_names[db], r->c->dir);
+        return xs_lmdb_fail(r->err, rc, xs_catalog_db_names[db], r->c->dir);
     }
     moe_status st = MOE_OK;
     MDB_val key, val;
@@ -185,7 +68,7 @@ static moe_status for_each(reader *r, enum db db, visit_fn visit)
         st = visit(r, i++, &key, &val);
     }
     if (st == MOE_OK && rc != MDB_NOTFOUND) {
-        st = lmdb_fail(r->err, rc, db_names[db], r->c->dir);
+        st = xs_lmdb_fail(r->err, rc, xs_catalog_db_names[db], r->c->dir);
     }
     mdb_cursor_close(cur);
     return st;
@@ -357,10 +240,10 @@ static moe_status load_shape(reader *r)
 
 static moe_status load_meta(reader *r, xs_meta_record *out)
 {
-    MDB_val key = val_of(XS_META_KEY, strlen(XS_META_KEY)), val;
-    int rc = mdb_get(r->txn, r->dbi[DB_META], &key, &val);
+    MDB_val key = xs_lmdb_val(XS_META_KEY, strlen(XS_META_KEY)), val;
+    int rc = mdb_get(r->txn, r->dbi[XS_DB_META], &key, &val);
     if (rc != 0) {
-        return lmdb_fail(r->err, rc, "meta record", r->c->dir);
+        return xs_lmdb_fail(r->err, rc, "meta record", r->c->dir);
     }
     xs_meta_record m;
     if (val.mv_size < offsetof(xs_meta_record, state)) {
@@ -387,10 +270,10 @@ static moe_status load_meta(reader *r, xs_meta_record *out)
 static moe_status check_counts(reader *r, const xs_meta_record *m)
 {
     MDB_stat tensors, files;
-    int rc = mdb_stat(r->txn, r->dbi[DB_TENSORS], &tensors);
-    rc = rc != 0 ? rc : mdb_stat(r->txn, r->dbi[DB_FILES], &files);
+    int rc = mdb_stat(r->txn, r->dbi[XS_DB_TENSORS], &tensors);
+    rc = rc != 0 ? rc : mdb_stat(r->txn, r->dbi[XS_DB_FILES], &files);
     if (rc != 0) {
-        return lmdb_fail(r->err, rc, "statistics", r->c->dir);
+        return xs_lmdb_fail(r->err, rc, "statistics", r->c->dir);
     }
     if (tensors.ms_entries != m->n_tensors || files.ms_entries != m->n_files) {
         return bad(r, "entries are missing");
@@ -401,12 +284,12 @@ static moe_status check_counts(reader *r, const xs_meta_record *m)
 static moe_status allocate_index(reader *r)
 {
     xs_catalog *c = r->c;
-    moe_status st = for_each(r, DB_EXPERTS, count_hashes);
-    st = st != MOE_OK ? st : for_each(r, DB_TENSORS, count_hashes);
+    moe_status st = for_each(r, XS_DB_EXPERTS, count_hashes);
+    st = st != MOE_OK ? st : for_each(r, XS_DB_TENSORS, count_hashes);
     if (st != MOE_OK) {
         return st;
     }
-    if (c->n_hashes > MAX_CATALOG_BYTES / sizeof *c->hashes) {
+    if (c->n_hashes > XS_MAX_CATALOG_BYTES / sizeof *c->hashes) {
         return bad(r, "the number of hashes is out of bounds");
     }
     c->experts = calloc(c->info.shape.n_experts_total + 1u, sizeof *c->experts);
@@ -439,14 +322,14 @@ static moe_status load_index(reader *r)
     if (c->files == NULL) {
         return MOE_FAIL(r->err, MOE_ERR_NO_MEMORY, "index of %s", c->dir);
     }
-    st = for_each(r, DB_FILES, load_file);
+    st = for_each(r, XS_DB_FILES, load_file);
     st = st != MOE_OK ? st : load_shape(r);
     if (st == MOE_OK && c->info.shape.n_experts_total != m.n_experts) {
         st = bad(r, "its experts are not those of its config.json");
     }
     st = st != MOE_OK ? st : allocate_index(r);
-    st = st != MOE_OK ? st : for_each(r, DB_EXPERTS, load_expert);
-    st = st != MOE_OK ? st : for_each(r, DB_TENSORS, load_tensor);
+    st = st != MOE_OK ? st : for_each(r, XS_DB_EXPERTS, load_expert);
+    st = st != MOE_OK ? st : for_each(r, XS_DB_TENSORS, load_tensor);
     if (st == MOE_OK && c->experts[m.n_experts - 1].n_parts == 0) {
         st = bad(r, "experts are missing");
     }
@@ -462,16 +345,16 @@ static moe_status load_all(xs_catalog *c, moe_err *err)
     reader r = {.c = c, .err = err};
     MDB_env *env = NULL;
     /* A finished store never changes: no lock file, so read-only media work too. */
-    moe_status st = open_env(c->dir, MDB_RDONLY | MDB_NOLOCK, &env, err);
+    moe_status st = xs_catalog_open_env(c->dir, MDB_RDONLY | MDB_NOLOCK, &env, err);
     if (st != MOE_OK) {
         return st;
     }
     int rc = mdb_txn_begin(env, NULL, MDB_RDONLY, &r.txn);
     if (rc != 0) {
-        st = lmdb_fail(err, rc, "reading", c->dir);
+        st = xs_lmdb_fail(err, rc, "reading", c->dir);
         goto out;
     }
-    st = open_dbs(r.txn, 0, c->dir, r.dbi, err);
+    st = xs_catalog_open_dbs(r.txn, 0, c->dir, r.dbi, err);
     st = st != MOE_OK ? st : load_index(&r);
     mdb_txn_abort(r.txn);
 out:
@@ -495,7 +378,7 @@ static moe_status check_segments(const xs_catalog *c, moe_err *err)
     }
     moe_status st = MOE_OK;
     for (uint32_t i = 0; st == MOE_OK && i < c->info.n_segments; i++) {
-        char path[PATH_BYTES];
+        char path[XS_CATALOG_PATH_BYTES];
         struct stat sb;
         xs_segment_path(c->dir, i, path, sizeof path);
         if (stat(path, &sb) != 0) {
@@ -535,9 +418,9 @@ static moe_status check_finished(const char *dir, moe_err *err)
         return MOE_FAIL_NATIVE(err, e == EACCES ? MOE_ERR_PERMISSION : MOE_ERR_NOT_FOUND,
                                MOE_LAYER_ERRNO, e, "store %s", dir);
     }
-    char data[PATH_BYTES], hash[PATH_BYTES];
-    catalog_path(dir, XS_DATA_FILE, data);
-    catalog_path(dir, XS_HASH_FILE, hash);
+    char data[XS_CATALOG_PATH_BYTES], hash[XS_CATALOG_PATH_BYTES];
+    xs_catalog_path(dir, XS_DATA_FILE, data);
+    xs_catalog_path(dir, XS_HASH_FILE, hash);
     if (!S_ISDIR(sb.st_mode) || stat(data, &sb) != 0) {
         return MOE_FAIL(err, MOE_ERR_FORMAT,
                         "%s is not a store (no catalog/" XS_DATA_FILE
@@ -547,29 +430,15 @@ static moe_status check_finished(const char *dir, moe_err *err)
     return ends_with(dir, ".partial") || access(hash, F_OK) != 0 ? unfinished(dir, err) : MOE_OK;
 }
 
-static moe_status hash_data_file(const char *dir, uint64_t *out, moe_err *err)
-{
-    char path[PATH_BYTES];
-    catalog_path(dir, XS_DATA_FILE, path);
-    char *data = NULL;
-    size_t bytes = 0;
-    moe_status st = moe_file_read(path, MAX_CATALOG_BYTES, &data, &bytes, err);
-    if (st == MOE_OK) {
-        *out = moe_xxh3(data, bytes);
-    }
-    free(data);
-    return st;
-}
-
 static moe_status check_hash(const char *dir, moe_err *err)
 {
-    char path[PATH_BYTES], expected[17];
-    catalog_path(dir, XS_HASH_FILE, path);
+    char path[XS_CATALOG_PATH_BYTES], expected[17];
+    xs_catalog_path(dir, XS_HASH_FILE, path);
     char *text = NULL;
     size_t bytes = 0;
     uint64_t hash = 0;
     moe_status st = moe_file_read(path, 64, &text, &bytes, err);
-    st = st != MOE_OK ? st : hash_data_file(dir, &hash, err);
+    st = st != MOE_OK ? st : xs_catalog_hash_data(dir, &hash, err);
     if (st == MOE_OK) {
         snprintf(expected, sizeof expected, "%016" PRIx64, hash);
         if (bytes != sizeof expected || memcmp(text, expected, sizeof expected - 1) != 0) {
@@ -589,7 +458,7 @@ moe_status xs_catalog_open(const char *store_dir, xs_catalog **out, moe_err *err
     if (c == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "catalogue of %s", store_dir);
     }
-    moe_status st = copy_dir(store_dir, c->dir, err);
+    moe_status st = xs_catalog_copy_dir(store_dir, c->dir, err);
     st = st != MOE_OK ? st : check_finished(c->dir, err);
     st = st != MOE_OK ? st : check_hash(c->dir, err);
     st = st != MOE_OK ? st : load_all(c, err);
@@ -651,360 +520,4 @@ void xs_segment_path(const char *store_dir, uint32_t segment, char *out, size_t 
 void xs_catalog_segment_path(const xs_catalog *c, uint32_t segment, char *out, size_t out_bytes)
 {
     xs_segment_path(c->dir, segment, out, out_bytes);
-}
-
-/* ---- writing ---- */
-
-static moe_status begin(xs_catalog_writer *w, moe_err *err)
-{
-    if (w->txn != NULL) {
-        return MOE_OK;
-    }
-    int rc = mdb_txn_begin(w->env, NULL, 0, &w->txn);
-    return rc == 0 ? MOE_OK : lmdb_fail(err, rc, "transaction", w->dir);
-}
-
-static moe_status put(xs_catalog_writer *w, enum db db, const void *key, size_t key_bytes,
-                      const void *data, size_t bytes, moe_err *err)
-{
-    moe_status st = begin(w, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    MDB_val k = val_of(key, key_bytes), v = val_of(data, bytes);
-    int rc = mdb_put(w->txn, w->dbi[db], &k, &v, 0);
-    return rc == 0 ? MOE_OK : lmdb_fail(err, rc, "writing", w->dir);
-}
-
-static moe_status put_meta(xs_catalog_writer *w, moe_err *err)
-{
-    return put(w, DB_META, XS_META_KEY, strlen(XS_META_KEY), &w->meta, sizeof w->meta, err);
-}
-
-static void note_extent(xs_catalog_progress *p, uint32_t segment, uint64_t end)
-{
-    if (segment > p->end_segment) {
-        p->end_segment = segment;
-        p->end_off = end;
-    } else if (segment == p->end_segment && end > p->end_off) {
-        p->end_off = end;
-    }
-}
-
-static moe_status scan_progress(xs_catalog_writer *w, enum db db, uint32_t *out_n, moe_err *err)
-{
-    MDB_cursor *cur = NULL;
-    int rc = mdb_cursor_open(w->txn, w->dbi[db], &cur);
-    if (rc != 0) {
-        return lmdb_fail(err, rc, db_names[db], w->dir);
-    }
-    MDB_val key, val;
-    uint32_t n = 0;
-    while ((rc = mdb_cursor_get(cur, &key, &val, MDB_NEXT)) == 0) {
-        xs_extent_entry e;
-        if (val.mv_size < sizeof e) {
-            rc = MDB_CORRUPTED;
-            break;
-        }
-        memcpy(&e, val.mv_data, sizeof e);
-        note_extent(&w->progress, e.segment, e.off + e.padded_bytes);
-        n++;
-    }
-    mdb_cursor_close(cur);
-    if (rc != MDB_NOTFOUND) {
-        return lmdb_fail(err, rc, "resuming", w->dir);
-    }
-    *out_n = n;
-    return MOE_OK;
-}
-
-static moe_status replace_job(xs_catalog_writer *w, const char *job, size_t bytes, moe_err *err)
-{
-    char *copy = strndup(job, bytes);
-    if (copy == NULL) {
-        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "job text");
-    }
-    free(w->job);
-    w->job = copy;
-    return MOE_OK;
-}
-
-static moe_status load_job(xs_catalog_writer *w, moe_err *err)
-{
-    MDB_val key = val_of(XS_JOB_KEY, strlen(XS_JOB_KEY)), val;
-    int rc = mdb_get(w->txn, w->dbi[DB_META], &key, &val);
-    if (rc != 0 && rc != MDB_NOTFOUND) {
-        return lmdb_fail(err, rc, "job text", w->dir);
-    }
-    return rc == 0 ? replace_job(w, val.mv_data, val.mv_size, err) : replace_job(w, "", 0, err);
-}
-
-static moe_status new_meta(xs_catalog_writer *w, moe_err *err)
-{
-    w->meta = (xs_meta_record){.version = XS_LAYOUT_VERSION, .state = XS_STATE_UNFINISHED};
-    memcpy(w->meta.magic, XS_MAGIC, sizeof w->meta.magic);
-    if (getrandom(w->meta.uuid, sizeof w->meta.uuid, 0) != (ssize_t)sizeof w->meta.uuid) {
-        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno,
-                               "random bytes for the UUID");
-    }
-    return MOE_OK;
-}
-
-/* The meta record of an earlier run, or a new one. */
-static moe_status start_meta(xs_catalog_writer *w, moe_err *err)
-{
-    MDB_val key = val_of(XS_META_KEY, strlen(XS_META_KEY)), val;
-    int rc = mdb_get(w->txn, w->dbi[DB_META], &key, &val);
-    if (rc != 0 && rc != MDB_NOTFOUND) {
-        return lmdb_fail(err, rc, "meta record", w->dir);
-    }
-    if (rc == 0) {
-        if (val.mv_size != sizeof w->meta) {
-            return MOE_FAIL(err, MOE_ERR_VERSION, "%s was begun by another version: remove it",
-                            w->dir);
-        }
-        memcpy(&w->meta, val.mv_data, sizeof w->meta);
-        if (memcmp(w->meta.magic, XS_MAGIC, sizeof w->meta.magic) != 0 ||
-            w->meta.version != XS_LAYOUT_VERSION) {
-            return MOE_FAIL(err, MOE_ERR_VERSION, "%s was begun by another version: remove it",
-                            w->dir);
-        }
-        w->meta.state = XS_STATE_UNFINISHED;
-    } else {
-        moe_status st = new_meta(w, err);
-        if (st != MOE_OK) {
-            return st;
-        }
-    }
-    return put_meta(w, err);
-}
-
-static moe_status start(xs_catalog_writer *w, moe_err *err)
-{
-    char path[PATH_BYTES], hash[PATH_BYTES];
-    catalog_path(w->dir, "", path);
-    catalog_path(w->dir, XS_HASH_FILE, hash);
-    if (mkdir(path, 0777) != 0 && errno != EEXIST) {
-        int e = errno;
-        return MOE_FAIL_NATIVE(err, lmdb_status(e), MOE_LAYER_ERRNO, e, "directory %s", path);
-    }
-    if (unlink(hash) != 0 && errno != ENOENT) { /* finished, but stopped before the rename */
-        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "cannot remove %s", hash);
-    }
-    moe_status st = open_env(w->dir, 0, &w->env, err);
-    st = st != MOE_OK ? st : begin(w, err);
-    st = st != MOE_OK ? st : open_dbs(w->txn, MDB_CREATE, w->dir, w->dbi, err);
-    st = st != MOE_OK ? st : start_meta(w, err);
-    st = st != MOE_OK ? st : load_job(w, err);
-    st = st != MOE_OK ? st : scan_progress(w, DB_EXPERTS, &w->progress.n_experts, err);
-    st = st != MOE_OK ? st : scan_progress(w, DB_TENSORS, &w->progress.n_tensors, err);
-    return st != MOE_OK ? st : xs_catalog_writer_commit(w, err);
-}
-
-moe_status xs_catalog_writer_open(const char *dir, xs_catalog_writer **out, moe_err *err)
-{
-    xs_catalog_writer *w = calloc(1, sizeof *w);
-    if (w == NULL) {
-        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "catalogue of %s", dir);
-    }
-    moe_status st = copy_dir(dir, w->dir, err);
-    st = st != MOE_OK ? st : start(w, err);
-    if (st != MOE_OK) {
-        xs_catalog_writer_close(w);
-        return st;
-    }
-    *out = w;
-    return MOE_OK;
-}
-
-static void close_env(xs_catalog_writer *w)
-{
-    if (w->txn != NULL) {
-        mdb_txn_abort(w->txn);
-        w->txn = NULL;
-    }
-    if (w->env != NULL) {
-        mdb_env_close(w->env);
-        w->env = NULL;
-    }
-}
-
-void xs_catalog_writer_close(xs_catalog_writer *w)
-{
-    if (w == NULL) {
-        return;
-    }
-    close_env(w);
-    free(w->job);
-    free(w);
-}
-
-static xs_extent_entry extent_entry(const xs_extent *e)
-{
-    return (xs_extent_entry){.segment = e->segment,
-                             .n_chunks = e->n_chunks,
-                             .off = e->off,
-                             .payload_bytes = e->payload_bytes,
-                             .padded_bytes = e->padded_bytes};
-}
-
-/* head (head_bytes long), then the extent's hashes, under key. */
-static moe_status put_record(xs_catalog_writer *w, enum db db, const void *key, size_t key_bytes,
-                             const void *head, size_t head_bytes, const xs_extent *e, moe_err *err)
-{
-    size_t hash_bytes = e->n_chunks * sizeof *e->hashes;
-    char *record = malloc(head_bytes + hash_bytes);
-    if (record == NULL) {
-        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "record of %zu bytes", head_bytes + hash_bytes);
-    }
-    memcpy(record, head, head_bytes);
-    memcpy(record + head_bytes, e->hashes, hash_bytes);
-    moe_status st = put(w, db, key, key_bytes, record, head_bytes + hash_bytes, err);
-    if (st == MOE_OK) {
-        note_extent(&w->progress, e->segment, e->off + e->padded_bytes);
-    }
-    free(record);
-    return st;
-}
-
-moe_status xs_catalog_put_expert(xs_catalog_writer *w, moe_stack stack, uint32_t block,
-                                 uint32_t expert, const xs_expert_record *rec, moe_err *err)
-{
-    MOE_ASSERT(rec->n_parts > 0 && rec->n_parts <= XS_MAX_PARTS);
-    struct {
-        xs_expert_head head;
-        xs_part_entry parts[XS_MAX_PARTS];
-    } r = {.head = {
-               .extent = extent_entry(&rec->extent), .layer = rec->layer, .n_parts = rec->n_parts}};
-    _Static_assert(sizeof r == sizeof r.head + sizeof r.parts, "no padding before the parts");
-    for (uint32_t i = 0; i < rec->n_parts; i++) {
-        r.parts[i] = (xs_part_entry){.off = rec->parts[i].off,
-                                     .dtype = rec->parts[i].dtype,
-                                     .rows = rec->parts[i].rows,
-                                     .cols = rec->parts[i].cols};
-    }
-    xs_expert_key key = {.stack_be = htobe32((uint32_t)stack),
-                         .block_be = htobe32(block),
-                         .expert_be = htobe32(expert)};
-    size_t head_bytes = sizeof r.head + rec->n_parts * sizeof r.parts[0];
-    moe_status st = put_record(w, DB_EXPERTS, &key, sizeof key, &r, head_bytes, &rec->extent, err);
-    if (st == MOE_OK) {
-        w->progress.n_experts++;
-    }
-    return st;
-}
-
-moe_status xs_catalog_put_tensor(xs_catalog_writer *w, const xs_tensor_record *rec, moe_err *err)
-{
-    MOE_ASSERT(rec->n_dims > 0 && rec->n_dims <= 4);
-    xs_tensor_head h = {.extent = extent_entry(&rec->extent),
-                        .dtype = rec->dtype,
-                        .n_dims = rec->n_dims,
-                        .dims = {1, 1, 1, 1}};
-    memcpy(h.dims, rec->dims, rec->n_dims * sizeof h.dims[0]);
-    moe_status st =
-        put_record(w, DB_TENSORS, rec->name, strlen(rec->name), &h, sizeof h, &rec->extent, err);
-    if (st == MOE_OK) {
-        w->progress.n_tensors++;
-    }
-    return st;
-}
-
-moe_status xs_catalog_put_file(xs_catalog_writer *w, const char *name, const void *data,
-                               size_t bytes, moe_err *err)
-{
-    if (*name == '\0' || strlen(name) >= XS_NAME_BYTES) {
-        return MOE_FAIL(err, MOE_ERR_LIMIT, "file name '%s' is empty or over %d bytes", name,
-                        XS_NAME_BYTES - 1);
-    }
-    return put(w, DB_FILES, name, strlen(name), data, bytes, err);
-}
-
-void xs_catalog_writer_progress(const xs_catalog_writer *w, xs_catalog_progress *out)
-{
-    *out = w->progress;
-}
-
-const char *xs_catalog_writer_job(const xs_catalog_writer *w)
-{
-    return w->job;
-}
-
-moe_status xs_catalog_writer_set_job(xs_catalog_writer *w, const char *job, moe_err *err)
-{
-    moe_status st = put(w, DB_META, XS_JOB_KEY, strlen(XS_JOB_KEY), job, strlen(job), err);
-    return st != MOE_OK ? st : replace_job(w, job, strlen(job), err);
-}
-
-moe_status xs_catalog_writer_commit(xs_catalog_writer *w, moe_err *err)
-{
-    if (w->txn == NULL) {
-        return MOE_OK;
-    }
-    int rc = mdb_txn_commit(w->txn);
-    w->txn = NULL; /* freed, whatever the outcome */
-    return rc == 0 ? MOE_OK : lmdb_fail(err, rc, "committing", w->dir);
-}
-
-static moe_status write_hash_file(const char *dir, moe_err *err)
-{
-    uint64_t hash = 0;
-    moe_status st = hash_data_file(dir, &hash, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    char path[PATH_BYTES], text[24];
-    catalog_path(dir, XS_HASH_FILE, path);
-    int n = snprintf(text, sizeof text, "%016" PRIx64 "\n", hash);
-    int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-    if (fd < 0) {
-        int e = errno;
-        return MOE_FAIL_NATIVE(err, lmdb_status(e), MOE_LAYER_ERRNO, e, "cannot create %s", path);
-    }
-    st = moe_pwrite_exact(fd, text, (size_t)n, 0, path, err);
-    if (st == MOE_OK && fsync(fd) != 0) {
-        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "fsync of %s", path);
-    }
-    close(fd);
-    return st;
-}
-
-static moe_status count_files(xs_catalog_writer *w, uint32_t *out, moe_err *err)
-{
-    moe_status st = begin(w, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    MDB_stat s;
-    int rc = mdb_stat(w->txn, w->dbi[DB_FILES], &s);
-    if (rc != 0) {
-        return lmdb_fail(err, rc, "statistics", w->dir);
-    }
-    *out = (uint32_t)s.ms_entries;
-    return MOE_OK;
-}
-
-moe_status xs_catalog_writer_finish(xs_catalog_writer *w, const char *model_name,
-                                    uint32_t expert_dtype, moe_err *err)
-{
-    moe_status st = count_files(w, &w->meta.n_files, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    snprintf(w->meta.model_name, sizeof w->meta.model_name, "%s", model_name);
-    w->meta.expert_dtype = expert_dtype;
-    w->meta.n_experts = w->progress.n_experts;
-    w->meta.n_tensors = w->progress.n_tensors;
-    w->meta.n_segments = w->progress.end_off > 0 ? w->progress.end_segment + 1 : 0;
-    w->meta.state = XS_STATE_FINISHED;
-    st = put_meta(w, err);
-    st = st != MOE_OK ? st : xs_catalog_writer_commit(w, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    close_env(w);
-    char lock[PATH_BYTES];
-    catalog_path(w->dir, "lock.mdb", lock);
-    (void)unlink(lock); /* readers need none; leaving it would do no harm */
-    return write_hash_file(w->dir, err);
 }

@@ -98,12 +98,9 @@ MOE_MUST_CHECK moe_status xs_catalog_put_tensor(xs_catalog_writer *w, const xs_t
 MOE_MUST_CHECK moe_status xs_catalog_put_file(xs_catalog_writer *w, const char *name,
                                               const void *data, size_t bytes, moe_err *err);
 /* Resume: what an earlier run committed. Items are packed in one fixed order (experts by flat
- * index, then tensors), so the counts say where to go on, and the end is where the next extent
- * goes. */
+ * index, then tensors), so the counts say where to go on. */
 typedef struct xs_catalog_progress {
     uint32_t n_experts, n_tensors;
-    uint32_t end_segment;
-    uint64_t end_off; /* in end_segment: just past the last extent; 0 when there is none */
 } xs_catalog_progress;
 void xs_catalog_writer_progress(const xs_catalog_writer *w, xs_catalog_progress *out);
 /* What is being packed, as text of the packer's choosing: a later run compares it before it

@@ -1,4 +1,5 @@
-/* catalog_format.h - the catalogue's keys and records, byte by byte. catalog.c is its only user.
+/* catalog_format.h - the catalogue's keys and records, byte by byte. Used by catalog.c and
+ * catalog_writer.c only.
  *
  * One LMDB environment with four named databases. All integers are little-endian, except those in
  * the key of an expert, which are big-endian so that LMDB's byte order is the order of experts.

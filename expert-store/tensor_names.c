@@ -55,16 +55,16 @@ static void walk_ffn(walk *w, const moe_model_shape *s, moe_stack stack, uint32_
     char prefix[XS_TENSOR_NAME_BYTES];
     layer_prefix(stack, layer, stack == MOE_ENCODER ? "1." : "2.", prefix);
     emit(w, prefix, "layer_norm.weight", s->d_model, 0, false);
-    int block = s->stack[stack].block_of_layer[layer];
-    if (block < 0) {
+    uint32_t block = 0;
+    if (!xs_block_of_layer(s, stack, layer, &block)) {
         emit(w, prefix, "mlp.wi.weight", s->d_ff, s->d_model, false);
         emit(w, prefix, "mlp.wo.weight", s->d_model, s->d_ff, false);
         return;
     }
-    if (xs_block_has_router(s, (uint32_t)block)) {
+    if (xs_block_has_router(s, block)) {
         emit(w, prefix, "mlp.router.classifier.weight", s->n_experts, s->d_model, false);
     }
-    if (xs_block_has_pregate(s, stack, (uint32_t)block)) {
+    if (xs_block_has_pregate(s, stack, block)) {
         emit(w, prefix, "mlp.pregate.classifier.weight", s->n_experts, s->d_model, false);
     }
 }

@@ -24,6 +24,14 @@ typedef struct xs_dense_tensor {
 /* The i-th, i from 0; false (and *out untouched) past the last. */
 bool xs_dense_tensor_at(const moe_model_shape *s, uint32_t i, xs_dense_tensor *out);
 
+/* The MoE block in that layer; false for a dense layer. */
+static inline bool xs_block_of_layer(const moe_model_shape *s, moe_stack stack, uint32_t layer,
+                                     uint32_t *out_block)
+{
+    *out_block = (uint8_t)s->stack[stack].block_of_layer[layer];
+    return s->stack[stack].layer_is_moe[layer] != 0;
+}
+
 /* Which gates a MoE block has. Ordinary: a router. Pre-gated: the first block of a stack a router,
  * every block but the last of a stack a pre-gate for the next. */
 bool xs_block_has_router(const moe_model_shape *s, uint32_t block);

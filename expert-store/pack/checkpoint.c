@@ -51,7 +51,7 @@ struct xs_checkpoint {
     uint32_t n_ignored;
     moe_text job;
     char note[160];
-    char *stage; /* [STAGE_ELEMENTS] of at most 4 bytes, owned: what is to be converted */
+    void *stage; /* [STAGE_ELEMENTS] of at most 4 bytes, owned: what is to be converted */
     bool direct;
     xs_span_stream *stream; /* owned; NULL before the first read */
     uint32_t next_item;     /* the piece the stream is at */

@@ -99,7 +99,7 @@ static moe_status disagree(const char *name, const mlp_name *m, const moe_model_
                            moe_err *err)
 {
     const char *stack = stack_name(m->stack);
-    bool sparse = s->stack[m->stack].block_of_layer[m->layer] >= 0; /* by config.json */
+    bool sparse = s->stack[m->stack].layer_is_moe[m->layer] != 0; /* by config.json */
     bool none = s->stack[m->stack].n_blocks == 0;
     return MOE_FAIL(err, MOE_ERR_FORMAT,
                     "tensor '%s': it makes layer %u of the %s %s, but by config.json "
@@ -117,8 +117,8 @@ static moe_status check_gate(const char *name, const mlp_name *m, const moe_mode
         return MOE_FAIL(err, MOE_ERR_UNSUPPORTED,
                         "tensor '%s': only gates without bias are supported", name);
     }
-    int block = s->stack[m->stack].block_of_layer[m->layer];
-    if (block < 0) {
+    uint32_t block = 0;
+    if (!xs_block_of_layer(s, m->stack, m->layer, &block)) {
         return disagree(name, m, s, err);
     }
     if (pregate && s->pregate_lookahead == 0) {
@@ -128,8 +128,7 @@ static moe_status check_gate(const char *name, const mlp_name *m, const moe_mode
                         "PregatedSwitchTransformersForConditionalGeneration",
                         name);
     }
-    if (pregate ? !xs_block_has_pregate(s, m->stack, (uint32_t)block)
-                : !xs_block_has_router(s, (uint32_t)block)) {
+    if (pregate ? !xs_block_has_pregate(s, m->stack, block) : !xs_block_has_router(s, block)) {
         return MOE_FAIL(err, MOE_ERR_FORMAT,
                         "tensor '%s': one gate too many: in a pre-gated model the first MoE block "
                         "of a stack has a router, and every block but the last a pre-gate",
@@ -143,7 +142,7 @@ static moe_status check_expert_name(const char *name, const mlp_name *m, const m
 {
     uint32_t expert = 0;
     int at = 0;
-    if (s->stack[m->stack].block_of_layer[m->layer] < 0) {
+    if (s->stack[m->stack].layer_is_moe[m->layer] == 0) {
         return disagree(name, m, s, err);
     }
     if (sscanf(m->rest, "experts.expert_%u.%n", &expert, &at) != 1 || at == 0 ||
@@ -169,7 +168,7 @@ static moe_status check_mlp_name(const char *name, const mlp_name *m, const moe_
         return check_gate(name, m, s, err);
     }
     bool known = strcmp(m->rest, "wi.weight") == 0 || strcmp(m->rest, "wo.weight") == 0;
-    if (known && s->stack[m->stack].block_of_layer[m->layer] >= 0) {
+    if (known && s->stack[m->stack].layer_is_moe[m->layer] != 0) {
         return disagree(name, m, s, err);
     }
     return MOE_OK; /* what is not known is reported as unexpected */

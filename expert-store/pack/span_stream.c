@@ -83,7 +83,7 @@ static bool take_window_locked(xs_span_stream *s, window **out, char **out_buf)
 
 static moe_status open_path(open_file *f, const char *path, bool direct, moe_err *err)
 {
-    if (f->path == path && f->direct == direct) {
+    if (f->fd >= 0 && f->path == path && f->direct == direct) {
         return MOE_OK;
     }
     if (f->fd >= 0) {

@@ -53,7 +53,7 @@ static moe_status list_tensors(xs_synthetic_source *s, moe_err *err)
     while (xs_synthetic_tensor_at(&s->source.shape, n, &t, NULL) == MOE_OK) {
         n++;
     }
-    s->tensors = calloc(n, sizeof *s->tensors);
+    s->tensors = calloc(n + 1u, sizeof *s->tensors);
     if (s->tensors == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "list of %u tensors", n);
     }

@@ -208,7 +208,8 @@ static moe_status run(verifier *v, reader *readers, uint32_t n, moe_err *err)
 moe_status xs_verify(const char *store_dir, const xs_catalog *c, const xs_verify_options *opt,
                      xs_verify_result *out, moe_err *err)
 {
-    MOE_ASSERT(opt->n_threads > 0 && opt->n_threads <= MAX_THREADS);
+    const uint32_t n_threads = opt->n_threads;
+    MOE_ASSERT(n_threads > 0 && n_threads <= MAX_THREADS);
     const xs_catalog_info *info = xs_catalog_get_info(c);
     reader readers[MAX_THREADS] = {0};
     verifier v = {.c = c,
@@ -221,9 +222,9 @@ moe_status xs_verify(const char *store_dir, const xs_catalog *c, const xs_verify
     }
     int64_t start_ns = moe_now_ns();
     moe_mutex_init(&v.mu);
-    moe_status st = run(&v, readers, opt->n_threads, err);
+    moe_status st = run(&v, readers, n_threads, err);
     moe_mutex_fini(&v.mu);
-    for (uint32_t i = 0; i < opt->n_threads; i++) {
+    for (uint32_t i = 0; i < n_threads; i++) {
         if (readers[i].buf != NULL && readers[i].fd >= 0) {
             close(readers[i].fd);
         }
