@@ -61,7 +61,8 @@ struct gw_waves {
     uint32_t first_open; /* waves before it are signalled */
     guess guess;
     gw_speculation speculation;
-    bool asked; /* PREDICT or WANT went out since begin */
+    bool asked;           /* PREDICT or WANT went out since begin */
+    bool deadline_missed; /* by an expert, since begin */
 
     uint32_t fill_next; /* RESIDENT: experts before it are under way or in cells */
     uint32_t fill_n;
@@ -291,8 +292,9 @@ static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t 
     return MOE_OK;
 }
 
-/* Why it need not be waited for any longer, or NULL. */
-static const char *hopeless(const gw_waves *ws, const entry *e, int64_t now_ns)
+/* Why it need not be waited for any longer, or NULL. A store that is away and has made one expert
+ * miss its deadline is not waited for by the next ones of the step, each for as long again. */
+static const char *hopeless(gw_waves *ws, const entry *e, int64_t now_ns)
 {
     if (ws->stopping) {
         return "the worker is stopping";
@@ -300,8 +302,12 @@ static const char *hopeless(const gw_waves *ws, const entry *e, int64_t now_ns)
     if (ws->fatal.status != MOE_OK) {
         return ws->fatal.text;
     }
-    bool overdue = e->since_ns != 0 && now_ns - e->since_ns > ws->cfg.expert_deadline_ns;
-    return overdue ? "the store did not deliver it within the deadline" : NULL;
+    if (e->since_ns != 0 && now_ns - e->since_ns > ws->cfg.expert_deadline_ns) {
+        ws->deadline_missed = true;
+        return "the store did not deliver it within the deadline";
+    }
+    bool away = ws->deadline_missed && !gw_store_client_store_alive(ws->cfg.client);
+    return away && e->wanted_ns != 0 ? "the store is away" : NULL;
 }
 
 /* Queues what can be queued of entries that have cells, fails what is hopeless and wants the rest.
@@ -797,6 +803,7 @@ void gw_waves_begin(gw_waves *ws, uint64_t step, moe_stack stack, uint32_t n_wav
     ws->first_open = 0;
     ws->asked = false;
     ws->failed_text[0] = '\0';
+    ws->deadline_missed = false;
     memset(ws->planned, 0, ws->max_blocks);
 }
 

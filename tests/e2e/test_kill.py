@@ -139,7 +139,7 @@ class Kill(unittest.TestCase):
         self.assertEqual(503, status, answer)
         self.assertIn("Retry-After", headers)
         self.assertIn("expert", answer["error"]["message"])
-        self.assertLess(time.monotonic() - begin, 10)
+        self.assertLess(time.monotonic() - begin, 5)  # one deadline, not one per expert
         store.start().ready()
         e2e.wait_for(lambda: worker.post({"prompt": "a"})[0] == 200, "answers again")
         self.finish(store, worker)
