@@ -60,7 +60,7 @@ static const moe_config_row rows[] = {
 const moe_config_spec xs_config_spec = {
     .program = "expert-store",
     .section = "store",
-    .synopsis = "--store NAME.store [--ram-bytes 16GiB] [options]",
+    .synopsis = "--store NAME.store [--ram-bytes 16GiB]",
     .about = "Keeps the experts of one model in memory and on the drive, and serves them to "
              "gpu-worker processes through shared memory.",
     .rows = rows,

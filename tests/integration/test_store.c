@@ -708,6 +708,45 @@ static void a_store_killed_anywhere_is_adopted_and_serves(void **state)
     }
 }
 
+/* With real reads at the drive: they may land after the death, and the lock waits for them. */
+static void a_store_killed_while_reading_the_drive_is_adopted(void **state)
+{
+    fixture *f = *state;
+    char store[128];
+    pack(f, store);
+    for (char after = '2'; after <= '8'; after += 2) {
+        const char after_text[] = {after, '\0'};
+        const char *args[] = {"--store",
+                              store,
+                              "--ram-bytes",
+                              "81920",
+                              "--max-workers",
+                              "2",
+                              "--test-kill-at",
+                              "mid_read",
+                              "--test-kill-after",
+                              after_text,
+                              NULL};
+        store_rig_start(&f->rig, args);
+        rig_client_join(&f->a, f->rig.endpoint);
+        const void *mine = rig_client_lease(&f->a, 0, 0);
+        for (uint32_t x = 1; x < 8; x++) {
+            rig_client_send_experts(&f->a, WIRE_WANT, 0, &x, 1);
+        }
+        assert_int_equal(-SIGKILL, store_rig_wait(&f->rig));
+        args[7] = "none";
+        store_rig_start(&f->rig, args);
+        rig_client_join(&f->b, f->rig.endpoint);
+        touch_all(f, &f->b, 0);
+        assert_true(is_expert(f, 0, mine));
+        assert_int_equal(2, f->b.welcome.h.boot);
+        rig_client_await_metric(&f->b, "pregate_store_reverify_failures_total", NULL, 0);
+        rig_client_close(&f->a);
+        rig_client_close(&f->b);
+        assert_int_equal(0, store_rig_stop(&f->rig));
+    }
+}
+
 static void adopted_bytes_are_hashed_again_and_bad_ones_thrown_out(void **state)
 {
     fixture *f = *state;
@@ -928,6 +967,7 @@ int main(int argc, char **argv)
         TEST(a_flood_of_broken_bytes_stops_nobody),
         TEST(a_killed_store_is_adopted_with_the_leases_of_its_workers),
         TEST(a_store_killed_anywhere_is_adopted_and_serves),
+        TEST(a_store_killed_while_reading_the_drive_is_adopted),
         TEST(adopted_bytes_are_hashed_again_and_bad_ones_thrown_out),
         TEST(memory_of_another_size_or_model_is_superseded),
         TEST(an_unreadable_table_of_a_live_worker_spoils_the_adoption),
