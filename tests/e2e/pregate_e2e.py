@@ -4,8 +4,8 @@ processes, an HTTP client, and a look at what is left behind.
 A test file is a program: NAME.py BIN_DIR [unittest options]. It ends with pregate_e2e.main().
 Everything lies in one temporary directory, removed at the end; children die with the test.
 """
-import atexit
 import concurrent.futures
+import contextlib
 import ctypes
 import glob
 import http.client
@@ -308,18 +308,23 @@ class Pair:
         self.store.discard()
 
 
-def clean_up():
-    for child in _children:
-        child.discard() if isinstance(child, Store) else child.kill()
-    shutil.rmtree(scratch, ignore_errors=True)
+@contextlib.contextmanager
+def session(directory):
+    """Programs from this directory; a temporary directory; nothing left of either at the end."""
+    global bin_dir, scratch
+    bin_dir = os.path.realpath(directory)
+    scratch = tempfile.mkdtemp(prefix="pregate-e2e-")
+    random.seed(KILL_SEED)
+    try:
+        yield
+    finally:
+        for child in _children:
+            child.discard() if isinstance(child, Store) else child.kill()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def main():
-    global bin_dir, scratch
     if len(sys.argv) < 2 or not os.access(os.path.join(sys.argv[1], "gpu-worker"), os.X_OK):
         sys.exit(f"usage: {sys.argv[0]} BIN_DIR [unittest options]")
-    bin_dir = os.path.realpath(sys.argv.pop(1))
-    scratch = tempfile.mkdtemp(prefix="pregate-e2e-")
-    atexit.register(clean_up)
-    random.seed(KILL_SEED)
-    unittest.main(verbosity=2)
+    with session(sys.argv.pop(1)):
+        unittest.main(verbosity=2)
