@@ -75,17 +75,9 @@ typedef struct run {
     char output[OUTPUT]; /* stdout and stderr */
 } run;
 
-/* Arguments end with NULL. The result is static. */
-static const run *pack(const char *first, ...)
+/* The child's end of out_fd is its stdout and stderr. */
+static pid_t start(const char *const *argv, int *out_fd)
 {
-    static run r;
-    const char *argv[MAX_ARGS] = {program, first};
-    va_list args;
-    va_start(args, first);
-    for (int i = 2; argv[i - 1] != NULL && i < MAX_ARGS; i++) {
-        argv[i] = va_arg(args, const char *);
-    }
-    va_end(args);
     int fds[2];
     assert_int_equal(0, pipe(fds));
     pid_t pid = fork();
@@ -97,16 +89,39 @@ static const run *pack(const char *first, ...)
         _exit(127);
     }
     close(fds[1]);
+    *out_fd = fds[0];
+    return pid;
+}
+
+/* The result is static. */
+static const run *finish(pid_t pid, int fd)
+{
+    static run r;
     size_t n = 0;
     for (ssize_t got = 1; got > 0 && n<sizeof r.output - 1; n += got> 0 ? (size_t)got : 0) {
-        got = read(fds[0], r.output + n, sizeof r.output - 1 - n);
+        got = read(fd, r.output + n, sizeof r.output - 1 - n);
     }
     r.output[n] = '\0';
-    close(fds[0]);
+    close(fd);
     int status = 0;
     assert_int_equal(pid, waitpid(pid, &status, 0));
     r.code = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
     return &r;
+}
+
+/* Arguments end with NULL. */
+static const run *pack(const char *first, ...)
+{
+    const char *argv[MAX_ARGS] = {program, first};
+    va_list args;
+    va_start(args, first);
+    for (int i = 2; argv[i - 1] != NULL && i < MAX_ARGS; i++) {
+        argv[i] = va_arg(args, const char *);
+    }
+    va_end(args);
+    int fd = -1;
+    pid_t pid = start(argv, &fd);
+    return finish(pid, fd);
 }
 
 static void expect(const run *r, int code, const char *text)
@@ -422,7 +437,8 @@ static void verify_names_what_a_flipped_byte_damaged(void **state)
 {
     (void)state;
     pack_synthetic("switch-tiny", "bf16", in("a.store"));
-    const char *segment = in("a.store/segments/000000.seg");
+    char segment[PATH];
+    snprintf(segment, sizeof segment, "%s", in("a.store/segments/000000.seg"));
     xs_catalog *c = NULL;
     assert_int_equal(MOE_OK, xs_catalog_open(in("a.store"), &c, NULL));
     const xs_extent *expert = &xs_catalog_expert(c, 19)->extent; /* decoder block 0, expert 3 */
@@ -738,6 +754,30 @@ static void a_killed_run_goes_on_and_ends_in_the_same_store(void **state)
     }
 }
 
+/* A model of 1.2 GB, so that there is time for a signal; only the beginning is ever written. */
+static void a_signal_stops_it_between_two_items(void **state)
+{
+    (void)state;
+    char out[PATH];
+    snprintf(out, sizeof out, "%s", in("a.store"));
+    const char *const argv[] = {program, "--synthetic", "switch-base-8",   "--commit-every", "1",
+                                "--out", out,           "--segment-bytes", "64MiB",          NULL};
+    const int signals[] = {SIGINT, SIGTERM};
+    for (int i = 0; i < 2; i++) {
+        int fd = -1;
+        pid_t pid = start(argv, &fd);
+        while (!exists(in("a.store.partial/segments/000000.seg")) && kill(pid, 0) == 0) {
+            usleep(1000);
+        }
+        kill(pid, signals[i]);
+        const run *r = finish(pid, fd);
+        expect(r, 130, "experts and tensors done; ");
+        expect(r, 130, "run the same command again to go on");
+        assert_false(exists(in("a.store")));
+        remove_tree(in("a.store.partial"));
+    }
+}
+
 /* Killed again and again, each time a little further. */
 static void a_run_killed_at_every_commit_still_arrives(void **state)
 {
@@ -881,6 +921,7 @@ int main(int argc, char **argv)
         TEST(each_bad_input_gets_one_clear_error),
         TEST(wrong_usage_is_explained),
         TEST(a_killed_run_goes_on_and_ends_in_the_same_store),
+        TEST(a_signal_stops_it_between_two_items),
         TEST(a_run_killed_at_every_commit_still_arrives),
         TEST(killed_after_the_rename_the_store_is_whole),
         TEST(an_existing_store_is_replaced_only_by_force),
