@@ -26,6 +26,7 @@ done
 
 # From the machine it runs on: glibc and the loader (all parts of one version), the driver.
 from_the_machine='^(linux-vdso|ld-linux-x86-64|libc|libm|libdl|libpthread|librt|libresolv|libanl|libutil|libcuda)\.so'
+left_out=$([ -n "$slim" ] && echo '^libcublas' || echo '^$') # CUDA libraries the slim form does without
 
 if [ -z "$build" ]; then
     preset=$([ -n "$(find_nvcc)" ] && echo cuda-release || echo release)
@@ -49,7 +50,7 @@ install_component() {
 # What the given programs need and the bundle brings: "soname path", once each.
 needed_libraries() {
     ldd "$@" | awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | sort -u |
-        grep -vE "$from_the_machine" | { [ -n "$slim" ] && grep -vE '^libcublas' || cat; }
+        grep -vE "$from_the_machine" | grep -vE "$left_out"
 }
 
 package_of() { # of a library file; /lib and /usr/lib are the same on merged systems
@@ -122,7 +123,7 @@ check_self_contained() {
     local outside
     outside=$(cd "$stage" && env -i ldd bin/* ${tests:+tests/test_*} |
         awk '$2 == "=>" { print $1, $3 }' | grep -vE "$from_the_machine" |
-        { [ -n "$slim" ] && grep -vE '^libcublas' || cat; } | grep -vF " $stage/" || true)
+        grep -vE "$left_out" | grep -vF " $stage/" || true)
     [ -z "$outside" ] || fail "these libraries would not come from the bundle: $outside"
 }
 
@@ -141,5 +142,5 @@ cp "$root/LICENSE" "$stage/"
 cp "$root/deploy/gpu_check.sh" "$stage/"
 write_readme
 mkdir -p "$(dirname "$out")"
-tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner -cf - "$name" | gzip -9n >"$out"
+tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner -cf - "$name" | gzip -6n >"$out"
 say "$out: $(du -h "$out" | cut -f1), $(find "$stage/lib" -type f | wc -l) libraries, glibc $(newest_glibc_symbol)"

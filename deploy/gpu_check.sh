@@ -113,8 +113,7 @@ serve() {
     [ "$(seconds_left)" -gt 10 ] || return 1
     "$bin/expert-store" --endpoint "$endpoint" --verify-threads "$(nproc)" "$@" >>"$out/logs/store" 2>&1 &
     store=$!
-    local tries
-    for tries in $(seq 600); do
+    for _ in $(seq 600); do
         kill -0 "$store" 2>/dev/null || { store=''; return 1; }
         "$bin/expert-stat" --endpoint "$endpoint" --json >/dev/null 2>&1 && return 0
         sleep 0.2
@@ -199,7 +198,7 @@ bench_drive() {
         return 0
     fi
     "$bin/expert-pack" --synthetic switch-base-64-pregated --out "$work/base-64.store" >>"$out/logs/pack" 2>&1
-    dd if="$(ls "$work"/base-64.store/segments/*.seg | head -n 1)" of=/dev/null bs=16M iflag=direct \
+    dd if="$work/base-64.store/segments/000000.seg" of=/dev/null bs=16M iflag=direct \
         2>"$out/logs/drive-raw" || true
     say "drive, raw: $(tail -n 1 "$out/logs/drive-raw")"
     serve --store "$work/base-64.store" --ram-bytes 1GiB || true

@@ -200,6 +200,40 @@ class Demo(unittest.TestCase):
         self.assertEqual(2 + 4, len(table.splitlines()))
 
 
+class Figures(unittest.TestCase):
+    """Rows of made-up values, only to see that each figure is drawn from the rows it needs."""
+
+    ROW = {"machine": "m", "dtype": "bf16", "bench": "main", "model": "switch-base-8-pregated",
+           "policy": "pregated", "batch": 1, "cells_share": 0.2, "cell_policy": "lru", "tier": "ram",
+           "routing": "uniform", "tokens_per_s": 1, "block_ms_p50": 1, "link_floor_ms": 1,
+           "device_bytes_peak": 1}
+
+    def draw(self, rows):
+        out, source = e2e.path("figures"), e2e.path("figures.jsonl")
+        with open(source, "w") as f:
+            f.writelines(json.dumps({**self.ROW, **row}) + "\n" for row in rows)
+        script = os.path.join(os.path.dirname(os.path.realpath(__file__)), "plot_figures.py")
+        done = e2e.run(sys.executable, script, out, source)
+        if done.returncode == 77:
+            self.skipTest(done.stderr.strip())
+        self.assertEqual(0, done.returncode, done.stderr)
+        drawn = sorted(os.listdir(out))
+        for name in drawn:
+            os.unlink(os.path.join(out, name))
+        return drawn
+
+    def test_each_figure_has_its_rows(self):
+        resident = {"policy": "resident"}
+        self.assertEqual(["figure11.svg", "figure12.svg"], self.draw([{}]))
+        self.assertEqual(["figure10.svg", "figure11.svg", "figure12.svg"], self.draw([{}, resident]))
+        self.assertEqual(["figure14.svg"], self.draw([{"bench": "active", "routing": "forced:4",
+                                                       "batch": 64}]))
+        self.assertEqual(["figure15.svg"], self.draw([{"bench": "cache"}]))
+        self.assertEqual(["figure16.svg"], self.draw([{"bench": "drive", "tier": "drive"}]))
+        self.assertEqual(["figure11-1.svg", "figure11-2.svg", "figure12-1.svg", "figure12-2.svg"],
+                         self.draw([{}, {"machine": "n"}]))
+
+
 class Offline(unittest.TestCase):
     def worker(self, *args):
         return e2e.run(e2e.program("gpu-worker"), *args)
