@@ -4,6 +4,17 @@
 
 #include <stddef.h>
 
+const char *xs_evict_policy_name(xs_evict_policy policy)
+{
+    static const char *const names[XS_N_EVICT_POLICIES] = {
+        [XS_EVICT_LRU] = "lru",
+        [XS_EVICT_LFU] = "lfu",
+        [XS_EVICT_SIEVE] = "sieve",
+        [XS_EVICT_PREDICTED] = "predicted",
+    };
+    return names[policy];
+}
+
 static bool may_go(xs_evict_policy policy, const xs_candidate *c)
 {
     return !c->leased && !c->pinned && !(policy == XS_EVICT_PREDICTED && c->predicted);

@@ -209,6 +209,9 @@ static bool want_one(xs_store *s, uint32_t place, uint32_t expert, int64_t now_n
     bool is_new = false;
     xs_ask *ask = xs_workers_ask(s->workers, place, expert, s->in.h.step, now_ns, &is_new);
     count_want(s, expert, is_new, now_ns);
+    if (is_new) {
+        xs_recorder_note(s->recorder, XS_TRACE_WANT, expert, 1);
+    }
     moe_board_state state = xs_residency_state(s->residency, expert);
     if (state != MOE_BOARD_READY && state != MOE_BOARD_LOADING) {
         (void)xs_fetch_queue_push(s->queue, expert, XS_FETCH_DEMAND, place, s->in.h.step, now_ns);
@@ -279,6 +282,7 @@ static moe_status on_predict(xs_store *s, const origin *from, moe_err *err)
         moe_board_state state = xs_residency_state(s->residency, m->experts[i]);
         xs_residency_predict(s->residency, m->experts[i], from->now_ns);
         s->counters.predicted++;
+        xs_recorder_note(s->recorder, XS_TRACE_PREDICT, m->experts[i], m->distance);
         if (state == MOE_BOARD_ABSENT || state == MOE_BOARD_FAILED) {
             (void)xs_fetch_queue_push(s->queue, m->experts[i], cls, place, m->h.step, from->now_ns);
         }

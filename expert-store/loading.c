@@ -58,6 +58,7 @@ static moe_status start_one(xs_store *s, uint32_t expert, xs_fetch_class cls, in
     s->n_in_flight++;
     s->n_speculative += is_speculative(cls);
     s->counters.loads[cls]++;
+    xs_recorder_note(s->recorder, XS_TRACE_LOAD, expert, cls);
     return MOE_OK;
 }
 

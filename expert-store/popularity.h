@@ -22,8 +22,8 @@ typedef struct xs_popularity {
     uint64_t uses; /* of all experts, seen so far */
 } xs_popularity;
 
-/* The period for a memory of n_slots slots. */
-uint64_t xs_popularity_period(uint32_t n_slots);
+/* The period for a model. */
+uint64_t xs_popularity_period(uint32_t n_experts);
 /* period > 0. */
 MOE_MUST_CHECK moe_status xs_popularity_init(xs_popularity *p, uint32_t n_experts, uint64_t period,
                                              moe_err *err);

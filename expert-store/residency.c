@@ -152,8 +152,8 @@ moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_residency **out, 
     if (st != MOE_OK) {
         goto fail;
     }
-    st =
-        xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_slots), err);
+    st = xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_experts),
+                            err);
     if (st != MOE_OK) {
         goto fail;
     }
@@ -316,6 +316,7 @@ static void note_sieve(xs_residency *r)
 static void count_eviction(xs_residency *r, const xs_slot *s)
 {
     r->counters.evictions++;
+    xs_recorder_note(r->cfg.recorder, XS_TRACE_EVICT, s->expert, 1);
     if (s->why != XS_FETCH_DEMAND && !s->wanted && uses_only(r, s->expert) == s->uses_at_load) {
         r->counters.wasted++;
     }

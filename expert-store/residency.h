@@ -25,6 +25,7 @@
 #include "expert-store/lease_view.h"
 #include "expert-store/slot_pool.h"
 #include "expert-store/store_config.h"
+#include "expert-store/trace_recorder.h"
 #include "proto/board.h"
 
 typedef struct xs_board_geometry {
@@ -49,6 +50,7 @@ typedef struct xs_residency_cfg {
     int64_t predict_keep_ns;
     uint32_t max_pinned;         /* experts that PIN may keep for ever */
     const xs_lease_view *leases; /* borrowed */
+    xs_recorder *recorder;       /* borrowed; NULL: none */
     xs_kill_switch *kill;        /* borrowed; tests only */
 } xs_residency_cfg;
 
@@ -77,7 +79,8 @@ uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state);
 uint32_t xs_residency_leased(xs_residency *r); /* slots that a lease names now */
 
 /* ABSENT or FAILED -> LOADING, in a free slot or an evicted one. Speculative classes leave
- * predicted experts alone; under PREDICTED a demand does too, while anything else may go. MOE_ERR_NO_SLOT: all in use; come again when something changed. */
+ * predicted experts alone; under PREDICTED a demand does too, while anything else may go.
+ * MOE_ERR_NO_SLOT: all in use; come again when something changed. */
 MOE_MUST_CHECK moe_status xs_residency_begin_load(xs_residency *r, uint32_t expert,
                                                   xs_fetch_class why, int64_t now_ns,
                                                   uint32_t *out_slot, moe_err *err);

@@ -31,6 +31,7 @@ struct xs_server {
     int signal_fd;         /* owned; -1 */
     int64_t next_probe_ns; /* of workers' locks, holds, condemned slots */
     int64_t next_rate_ns;
+    int64_t next_look_ns;    /* of the trace recorder */
     int64_t starved_look_ns; /* until the next look for a slot; grows while none is found */
     int64_t stop_by_ns;      /* while stopping */
     bool stop_begun, stop_now;
@@ -201,6 +202,24 @@ static void set_limits(xs_store *s)
     s->limits = xs_size_limits(&cfg);
 }
 
+static moe_status open_recorder(xs_store *s, moe_err *err)
+{
+    xs_recorder_cfg cfg = {.path = s->cfg->record_trace,
+                           .max_bytes = s->cfg->record_trace_bytes,
+                           .leases = &s->leases,
+                           .header = {.n_experts = s->model.shape.n_experts_total,
+                                      .per_block = s->model.shape.n_experts,
+                                      .enc_blocks = s->model.shape.stack[MOE_ENCODER].n_blocks,
+                                      .n_slots = s->limits.n_slots,
+                                      .slot_bytes = s->model.slot_bytes,
+                                      .policy = (uint32_t)s->cfg->evict,
+                                      .period_us = (uint32_t)s->cfg->record_trace_period_us,
+                                      .predict_keep_us = (uint32_t)s->cfg->predict_keep_ms * 1000}};
+    memcpy(cfg.header.store_uuid, s->model.uuid, sizeof cfg.header.store_uuid);
+    snprintf(cfg.header.model, sizeof cfg.header.model, "%s", s->model.name);
+    return s->cfg->record_trace[0] != '\0' ? xs_recorder_create(&cfg, &s->recorder, err) : MOE_OK;
+}
+
 /* Pins must leave a slot for each worker and one to read into, unless every expert has its own. */
 static uint32_t max_pinned(const xs_store *s)
 {
@@ -221,6 +240,7 @@ static moe_status open_residency(xs_store *s, int64_t now_ns, moe_err *err)
                                       (int64_t)s->cfg->predict_keep_ms * MOE_NS_PER_MS,
                                   .max_pinned = max_pinned(s),
                                   .leases = &s->leases,
+                                  .recorder = s->recorder,
                                   .kill = &s->kill};
     moe_status st = xs_residency_create(&cfg, &s->residency, err);
     if (st == MOE_OK) {
@@ -297,6 +317,9 @@ static moe_status start(xs_server *sv, moe_err *err)
     st = open_reader(s, err);
     if (st == MOE_OK) {
         set_limits(s);
+        st = open_recorder(s, err);
+    }
+    if (st == MOE_OK) {
         st = open_residency(s, moe_now_ns(), err);
     }
     if (st == MOE_OK) {
@@ -342,6 +365,7 @@ void xs_server_destroy(xs_server *sv)
     xs_reader_destroy(s->reader); /* waits for reads; then no slot changes any more */
     xs_reverify_destroy(s->reverify);
     xs_fetch_queue_destroy(s->queue);
+    xs_recorder_destroy(s->recorder);
     close_workers(s); /* holds name residency's slots: first */
     xs_residency_destroy(s->residency);
     if (s->remove_memory && s->regions.board.base != NULL) {
@@ -396,9 +420,21 @@ static void update_rate(xs_store *s, int64_t now_ns)
     s->rate_ns = now_ns;
 }
 
+static void look_for_uses(xs_server *sv, int64_t now_ns)
+{
+    moe_err err = {0};
+    sv->next_look_ns = now_ns + (int64_t)sv->store.cfg->record_trace_period_us * MOE_NS_PER_US;
+    if (xs_recorder_tick(sv->store.recorder, &err) != MOE_OK) {
+        moe_log(MOE_LOG_WARN, "store", "trace_ended", "reason=\"%s\"", err.text);
+    }
+}
+
 static void tick(xs_server *sv, int64_t now_ns)
 {
     xs_store *s = &sv->store;
+    if (s->recorder != NULL && now_ns >= sv->next_look_ns) {
+        look_for_uses(sv, now_ns);
+    }
     if (now_ns >= sv->next_probe_ns) {
         sv->next_probe_ns = now_ns + (int64_t)s->cfg->worker_probe_ms * MOE_NS_PER_MS;
         xs_bury_workers(s, now_ns);
@@ -470,6 +506,9 @@ static void wait_for_events(xs_server *sv)
         {.fd = s->reverify != NULL ? xs_reverify_fd(s->reverify) : -1, .events = POLLIN}};
     int64_t now_ns = moe_now_ns();
     int64_t until_ns = sv->next_probe_ns < sv->next_rate_ns ? sv->next_probe_ns : sv->next_rate_ns;
+    if (xs_recorder_active(s->recorder) && sv->next_look_ns < until_ns) {
+        until_ns = sv->next_look_ns;
+    }
     if (s->starved && now_ns + sv->starved_look_ns < until_ns) {
         until_ns = now_ns + sv->starved_look_ns;
     }

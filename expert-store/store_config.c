@@ -51,6 +51,12 @@ static const moe_config_row rows[] = {
     ROW(allow_uid, MOE_CFG_STR, 0, 0, "",
         "a second user id whose workers are served; regions become readable by the group"),
     ROW(metrics_name, MOE_CFG_STR, 0, 0, "", "label store=\"...\" of the statistics; default none"),
+    ROW(record_trace, MOE_CFG_STR, 0, 0, "",
+        "write which experts are used, read and evicted into this file, for expert-replay; begun "
+        "anew at each start"),
+    ROW(record_trace_bytes, MOE_CFG_SIZE, 4096, ONE_TIB, "1GiB", "longest --record-trace"),
+    ROW(record_trace_period_us, MOE_CFG_U64, 100, 1e6, "1000",
+        "how often --record-trace looks for uses"),
     ROW_ENUM(log_level, "debug|info|warn|error", "info", "least level that is logged"),
     ROW_ENUM(test_kill_at, "none|mid_read|evicting|welcome", "none",
              "tests only: die at this point as if by kill -9"),

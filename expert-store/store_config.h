@@ -38,6 +38,8 @@ typedef struct xs_config {
     bool keep_memory;
     char allow_uid[MOE_CFG_STR_BYTES];
     char metrics_name[MOE_CFG_STR_BYTES];
+    char record_trace[MOE_CFG_STR_BYTES];
+    uint64_t record_trace_bytes, record_trace_period_us;
     int log_level;    /* moe_log_level */
     int test_kill_at; /* xs_kill_at */
     uint64_t test_kill_after;

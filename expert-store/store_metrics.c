@@ -53,6 +53,10 @@ static void add_process(const list *l, const xs_store *s, int64_t now_ns)
           s->stopping);
     gauge(l, "pregate_store_process_resident_bytes", "Resident set of the process, slots included",
           (double)xs_resident_bytes());
+    gauge(l, "pregate_store_trace_recording", "1 while --record-trace is being written",
+          xs_recorder_active(s->recorder));
+    counter(l, "pregate_store_trace_bytes_total", "Bytes of --record-trace",
+            xs_recorder_bytes(s->recorder));
     labelled(l, MOE_METRIC_GAUGE, "pregate_store_info", "Always 1; the model is the label", 1,
              "model", s->model.name);
 }

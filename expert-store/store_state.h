@@ -18,6 +18,7 @@
 #include "expert-store/residency.h"
 #include "expert-store/reverify.h"
 #include "expert-store/store_config.h"
+#include "expert-store/trace_recorder.h"
 #include "expert-store/workers.h"
 #include "proto/messages.h"
 #include "proto/socket.h"
@@ -64,6 +65,7 @@ typedef struct xs_store {
     xs_fetch_queue *queue;
     xs_reader *reader;
     xs_reverify *reverify; /* NULL: nothing was adopted */
+    xs_recorder *recorder; /* NULL: no --record-trace */
     wire_router *router, *admin;
 
     uint32_t boot;
