@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/lock.h"
 #include "common/log.h"
@@ -158,7 +159,8 @@ static moe_status answer_group(batch *b, char **lines, uint32_t n, moe_err *err)
 
 static moe_status answer_stream(batch *b, FILE *in, moe_err *err)
 {
-    uint32_t group = (uint32_t)b->cfg->max_queue, n = 0;
+    bool typed = isatty(fileno(in)) == 1; /* then each line is answered at once */
+    uint32_t group = typed ? 1 : (uint32_t)b->cfg->max_queue, n = 0;
     char **lines = calloc(group, sizeof *lines);
     if (lines == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "%u prompts", group);

@@ -42,8 +42,40 @@ def program(name):
     return os.path.join(bin_dir, name)
 
 
+def test_program(name):
+    """A helper that is built beside the C tests."""
+    return os.path.join(os.path.dirname(bin_dir), "tests", name)
+
+
 def path(name):
     return os.path.join(scratch, name)
+
+
+def copy_for_everyone(program_path):
+    """A copy of a program, or a folder of them, that other users can run if they can look into
+    `scratch`, wherever the original lies."""
+    to = path(os.path.basename(program_path) + ".copy")
+    if os.path.isdir(program_path):
+        shutil.copytree(program_path, to)
+    elif not os.path.exists(to):
+        shutil.copy(program_path, to)
+    os.chmod(to, 0o755)
+    return to
+
+
+def report(name, figures):
+    """What a test measured: printed, and kept in the folder PREGATE_E2E_RESULTS if there is one."""
+    print(f"{name}: {json.dumps(figures)}")
+    folder = os.environ.get("PREGATE_E2E_RESULTS")
+    if folder:
+        with open(os.path.join(folder, name + ".json"), "w") as f:
+            json.dump(figures, f, indent=2)
+
+
+def percentile(values, share):
+    """The value with this share of the values below it; None of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else None
 
 
 def wait_for(condition, what, seconds=PATIENCE_S):
@@ -106,8 +138,9 @@ class Child:
     """A process whose output goes to a file. Start it from the main thread only: it dies with the
     thread that started it."""
 
-    def __init__(self, name, argv):
+    def __init__(self, name, argv, as_user=None):
         self.name, self.argv = name, argv
+        self.as_user = as_user or {}  # user, group, extra_groups of subprocess
         self.log_path = path(name + ".log")
         self.process = None
 
@@ -115,7 +148,7 @@ class Child:
         with open(self.log_path, "ab") as log:
             self.process = subprocess.Popen([*self.argv, *more], stdout=log, stderr=log,
                                             stdin=subprocess.DEVNULL, env=clean_environment(),
-                                            preexec_fn=_die_with_parent)
+                                            preexec_fn=_die_with_parent, **self.as_user)
         if self not in _children:
             _children.append(self)
         return self
@@ -152,16 +185,16 @@ class Child:
 
 
 class Store(Child):
-    def __init__(self, store, *options, ram=None, name="store", endpoint=None):
+    def __init__(self, store, *options, ram=None, name="store", endpoint=None, as_user=None):
         self.endpoint = endpoint or "ipc://" + path(name + ".sock")
         self.shm_prefix = None
         ram_options = ["--ram-bytes", str(ram)] if ram else []
         super().__init__(name, [program("expert-store"), "--store", store, "--endpoint",
-                                self.endpoint, *ram_options, *options])
+                                self.endpoint, *ram_options, *options], as_user)
 
     def stat(self):
         """The statistics, or None while there is nobody to ask."""
-        done = run(program("expert-stat"), "--endpoint", self.endpoint, "--json")
+        done = run(program("expert-stat"), "--endpoint", self.endpoint, "--json", **self.as_user)
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     def ready(self):
@@ -188,10 +221,10 @@ class Store(Child):
 
 
 class Worker(Child):
-    def __init__(self, endpoint, *options, name="worker", port=None):
+    def __init__(self, endpoint, *options, name="worker", port=None, as_user=None):
         self.port = port or free_port()
         super().__init__(name, [program("gpu-worker"), "serve", "--endpoint", endpoint, "--http",
-                                f"127.0.0.1:{self.port}", *options])
+                                f"127.0.0.1:{self.port}", *options], as_user)
 
     def ready(self):
         def healthy():

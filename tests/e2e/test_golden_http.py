@@ -1,6 +1,8 @@
 """All prompts of golden.json over HTTP, whole and streamed, as text, as ids and as one list; by curl
 as a user would; and by `gpu-worker run`."""
 import json
+import os
+import select
 import shutil
 import unittest
 
@@ -91,6 +93,21 @@ class GoldenHttp(unittest.TestCase):
                        "--file", prompts, "--max-tokens", "96")
         self.assertEqual(0, done.returncode, done.stderr)
         self.assertEqual([c["output_text"] for c in CASES], done.stdout.splitlines())
+
+    def test_run_answers_each_line_that_is_typed(self):
+        ours, theirs = os.openpty()
+        typist = e2e.Child("typist", [e2e.program("gpu-worker"), "run", "--endpoint",
+                                      self.pair.store.endpoint, "--max-tokens", "96"])
+        typist.start(stdin=theirs, stdout=theirs)
+        self.addCleanup(typist.kill)
+        for case in CASES[3:5]:
+            os.write(ours, case["text"].encode() + b"\n")
+            screen = b""
+            while case["output_text"].encode() not in screen:
+                self.assertTrue(select.select([ours], [], [], e2e.PATIENCE_S)[0], screen)
+                screen += os.read(ours, 4096)
+        os.write(ours, b"\x04")  # ends the input
+        self.assertEqual(0, typist.wait())
 
     def test_run_answers_json_from_standard_input(self):
         done = e2e.run(e2e.program("gpu-worker"), "run", "--endpoint", self.pair.store.endpoint,
