@@ -144,11 +144,12 @@ class Child:
         self.log_path = path(name + ".log")
         self.process = None
 
-    def start(self, *more):
+    def start(self, *more, **streams):
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([*self.argv, *more], stdout=log, stderr=log,
-                                            stdin=subprocess.DEVNULL, env=clean_environment(),
-                                            preexec_fn=_die_with_parent, **self.as_user)
+            streams = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, **streams}
+            self.process = subprocess.Popen([*self.argv, *more], env=clean_environment(),
+                                            preexec_fn=_die_with_parent, **streams,
+                                            **self.as_user)
         if self not in _children:
             _children.append(self)
         return self
