@@ -112,7 +112,11 @@ static void what_fits_changes_at_the_byte(void **state)
     moe_model_shape s = shape_of("switch-base-8");
     gw_workload w = work_of(MOE_BF16, 4);
     gw_fit_report f;
+    gw_model_bytes b;
+    gw_cost_bytes(&s, &w, &b);
     gw_cost_fit(&s, &w, 0, 0, &f);
+    /* two cells, and the zeroed one that failed experts are given */
+    assert_int_equal(b.dense + b.kv + b.workspace + 3 * b.cell, f.need_waves);
     const uint64_t waves = f.need_waves, pregated = f.need_pregated, resident = f.need_resident;
     assert_int_equal(pregated - waves, 6 * 9437184ull);  /* 8 cells by Eq. 1 instead of 2 */
     assert_int_equal(resident - waves, 94 * 9437184ull); /* 96 experts */

@@ -387,6 +387,7 @@ static void policies_do_what_their_names_say(void **state)
     assert_int_equal(3, belady_hits(&u, 2));
     gw_uses_fini(&u);
     uses_of(experts, 6, 4, 3, &u); /* only 2 0 1 count */
+    assert_int_equal(0, policy_hits(&u, GW_CELL_LRU, 2));
     assert_int_equal(2, belady_hits(&u, 2));
     assert_int_equal(2, static_hits(&u, 2));
     gw_uses_fini(&u);
