@@ -10,8 +10,13 @@
 static const struct {
     const char *name;
     int (*run)(const gw_config *cfg);
-} commands[] = {{"run", gw_run_main},   {"serve", gw_serve_main},   {"bench", gw_bench_main},
-                {"plan", gw_plan_main}, {"replay", gw_replay_main}, {"eval", gw_eval_main}};
+} commands[] = {{"run", gw_run_main},
+                {"serve", gw_serve_main},
+                {"bench", gw_bench_main},
+                {"plan", gw_plan_main},
+                {"replay", gw_replay_main},
+                {"eval", gw_eval_main},
+                {"calibrate", gw_calibrate_main}};
 
 int main(int argc, char **argv)
 {
@@ -41,8 +46,9 @@ int main(int argc, char **argv)
     moe_log_set_level((moe_log_level)cfg.log_level);
     signal(SIGPIPE, SIG_IGN);
     if (n_words == 0) {
-        fprintf(stderr, "gpu-worker: no command; use run, serve, bench, plan, replay or eval "
-                        "(--help shows all settings)\n");
+        fprintf(stderr,
+                "gpu-worker: no command; use run, serve, bench, plan, replay, eval or calibrate "
+                "(--help shows all settings)\n");
         return 2;
     }
     if (n_words == 2) {
@@ -59,7 +65,8 @@ int main(int argc, char **argv)
         }
     }
     fprintf(stderr,
-            "gpu-worker: unknown command '%s'; use run, serve, bench, plan, replay or eval\n",
+            "gpu-worker: unknown command '%s'; use run, serve, bench, plan, replay, eval or "
+            "calibrate\n",
             words[0]);
     return 2;
 }

@@ -31,9 +31,10 @@ MOE_MUST_CHECK moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t
 /* The subcommands: exit codes. */
 int gw_run_main(const gw_config *cfg);
 int gw_serve_main(const gw_config *cfg);
-int gw_bench_main(const gw_config *cfg);  /* bench.h */
-int gw_plan_main(const gw_config *cfg);   /* plan_report.h */
-int gw_replay_main(const gw_config *cfg); /* replay.h */
-int gw_eval_main(const gw_config *cfg);   /* eval.h */
+int gw_bench_main(const gw_config *cfg);     /* bench.h */
+int gw_plan_main(const gw_config *cfg);      /* plan_report.h */
+int gw_replay_main(const gw_config *cfg);    /* replay.h */
+int gw_eval_main(const gw_config *cfg);      /* eval.h */
+int gw_calibrate_main(const gw_config *cfg); /* calibrate.h */
 
 #endif

@@ -40,11 +40,11 @@ static const moe_config_row rows[] = {
     ROW(prompt, MOE_CFG_STR, 0, 0, "", "run: the text; else --file, else standard input"),
     ROW(file, MOE_CFG_STR, 0, 0, "", "run: one prompt a line; replay: the recording"),
     ROW(max_tokens, MOE_CFG_U64, 1, 16384, "256", "run: longest answer"),
-    ROW(seed, MOE_CFG_U64, 0, 1.8e19, "0", "run: of sampling"),
+    ROW(seed, MOE_CFG_U64, 0, 1.8e19, "0", "run: of sampling; calibrate: of the fit"),
     ROW(temperature, MOE_CFG_F64, 0, 2, "0", "run: 0 = always the likeliest token"),
     ROW(top_p, MOE_CFG_F64, 0.0001, 1, "1", "run: sample from the likeliest tokens of this mass"),
     ROW(json, MOE_CFG_BOOL, 0, 0, "false",
-        "run: one JSON object a line instead of text; plan, replay, eval: instead of a table"),
+        "run: one JSON object a line instead of text; elsewhere instead of a table"),
 
     ROW(http, MOE_CFG_STR, 0, 0, "127.0.0.1:8080", "serve: address to listen on"),
     ROW(api_key_file, MOE_CFG_STR, 0, 0, "", "serve: file whose first line is the bearer token"),
@@ -68,11 +68,19 @@ static const moe_config_row rows[] = {
     ROW(repeats, MOE_CFG_U64, 1, 1000, "4", "bench: answers that count"),
     ROW(bench_name, MOE_CFG_STR, 0, 0, "main", "bench: value of the key \"bench\""),
     ROW(machine, MOE_CFG_STR, 0, 0, "", "bench: value of the key \"machine\"; default the device"),
-    ROW(out, MOE_CFG_STR, 0, 0, "", "bench: append rows to this file; default standard output"),
+    ROW(out, MOE_CFG_STR, 0, 0, "",
+        "bench: append rows to this file, default standard output; calibrate: the predictors"),
 
     ROW(pairs, MOE_CFG_STR, 0, 0, "",
-        "eval: input TAB reference a line, or running text to restore case and punctuation of"),
-    ROW(limit, MOE_CFG_U64, 0, 1e9, "0", "eval: only the first pairs of the file; 0 = all"),
+        "eval, calibrate: input TAB reference a line, or running text to restore case and "
+        "punctuation of"),
+    ROW(limit, MOE_CFG_U64, 0, 1e9, "0",
+        "eval, calibrate: only the first pairs of the file; 0 = all"),
+    ROW(held_out, MOE_CFG_STR, 0, 0, "",
+        "calibrate: pairs to judge predictors on; default the last tenth of --pairs"),
+    ROW_ENUM(decoding, "forced|greedy", "forced",
+             "calibrate: forced = the decoder is fed the references"),
+    ROW(lookahead, MOE_CFG_U64, 1, 4, "1", "calibrate: fit guesses for up to so many blocks ahead"),
 
     ROW(model, MOE_CFG_STR, 0, 0, "", "plan: a checkpoint's directory; default what the store has"),
     ROW(synthetic, MOE_CFG_STR, 0, 0, "", "plan: a model by name, e.g. switch-base-128"),
@@ -95,14 +103,15 @@ static const moe_config_row rows[] = {
 const moe_config_spec gw_config_spec = {
     .program = "gpu-worker",
     .section = "worker",
-    .synopsis = "run|serve|bench|plan|replay FILE|eval [options]",
+    .synopsis = "run|serve|bench|plan|replay FILE|eval|calibrate [options]",
     .about = "Runs the transformer; its experts come from expert-store while blocks compute.\n"
              "  run    answers prompts from --prompt, --file or standard input and exits\n"
              "  serve  answers HTTP: /v1/completions, /v1/models, /health, /metrics\n"
              "  bench  measures decoding of the store's model: policies, batches, cells, routings\n"
              "  plan   says whether a model fits this machine, and how fast it can be\n"
              "  replay runs a recorded routing against every cell policy, offline\n"
-             "  eval   scores the store's model on a file of pairs",
+             "  eval   scores the store's model on a file of pairs\n"
+             "  calibrate  fits predictors of experts for an ordinary checkpoint",
     .rows = rows,
     .n_rows = sizeof rows / sizeof rows[0],
 };

@@ -50,9 +50,13 @@ typedef struct gw_config {
     uint64_t device_bytes, ram_bytes;
     double link_gbps, memory_gbps, drive_gbps, resident_ms;
     bool measure;
-    /* eval */
+    /* eval, calibrate */
     char pairs[MOE_CFG_STR_BYTES];
+    char held_out[MOE_CFG_STR_BYTES];
     uint64_t limit;
+    int decoding; /* 0 forced, 1 greedy */
+    uint64_t lookahead;
+    bool record_gates; /* not a setting: calibrate's engine */
     /* replay */
     uint64_t skip_steps;
 } gw_config;
