@@ -72,6 +72,10 @@ def report(name, figures):
             json.dump(figures, f, indent=2)
 
 
+def n_fds(child):
+    return len(os.listdir(f"/proc/{child.pid}/fd"))
+
+
 def percentile(values, share):
     """The value with this share of the values below it; None of nothing."""
     ordered = sorted(values)

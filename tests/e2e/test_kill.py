@@ -12,7 +12,7 @@ import pregate_e2e as e2e
 
 CASES = e2e.golden()
 N_CLIENTS = 6
-N_KILLS = 30
+N_KILLS = int(os.environ.get("PREGATE_E2E_KILLS", "30"))  # more in tests/soak.sh
 # Little memory, few workers, and a worker that dies before it has its lease table is soon forgotten.
 STORE = ["--max-workers", "2", "--worker-grace-ms", "500"]
 
@@ -151,6 +151,8 @@ class Kill(unittest.TestCase):
         self.addCleanup(worker.kill)
         store.start().ready()
         worker.start().ready()
+        fds = [e2e.n_fds(store), e2e.n_fds(worker)]
+        deaths = {"store": 0, "worker": 0}
         worker_away = []  # [killed, ready again]
         with Load(self, worker) as load:
             plan = [[store], [store], [worker], [worker, store]] * (N_KILLS // 4 + 1)
@@ -161,6 +163,7 @@ class Kill(unittest.TestCase):
                     worker_away.append([time.monotonic(), None])
                 for victim in victims:
                     victim.kill()
+                    deaths["store" if victim is store else "worker"] += 1
                 time.sleep(random.choice([0, random.uniform(0, 0.3)]))
                 for victim in victims:
                     victim.start()
@@ -175,10 +178,13 @@ class Kill(unittest.TestCase):
             for begin, end, what in load.broken():
                 self.assertTrue([1 for a, b in worker_away if begin < b and a < end],
                                 f"a request broke although its worker lived: {what}")
-            print(f"{load.answers()} answers, {len(load.broken())} broken by "
-                  f"{len(worker_away)} deaths of the worker")
             self.assertGreater(load.answers(), N_KILLS)
+        e2e.wait_for(lambda: e2e.n_fds(store) <= fds[0], "files of the store to be closed")
+        e2e.wait_for(lambda: e2e.n_fds(worker) <= fds[1], "files of the worker to be closed")
         self.finish(store, worker)
+        e2e.report("kill", {"kills": N_KILLS, "deaths": deaths, "answers_compared": load.answers(),
+                            "answers_wrong": 0, "requests_broken": len(load.broken()),
+                            "left_in_shm": len(store.left_behind()), "fds_leaked": 0})
 
 
 class KillPack(unittest.TestCase):
