@@ -18,6 +18,7 @@
 
 enum {
     MESSAGES_PER_TURN = 64,     /* then reads get their turn */
+    MESSAGES_US_PER_TURN = 100, /* ... or after this long: some answers take longer than others */
     STARVED_LOOK_US = 200,      /* leases end without a message; about one DMA of an expert */
     STARVED_LOOK_MAX_US = 2000, /* for slots that are leased for long */
     CONTENDED_HOLD_MS = 50,     /* far longer than a worker needs to take a lease */
@@ -386,14 +387,17 @@ void xs_server_destroy(xs_server *sv)
 
 static bool take_messages(xs_store *s, wire_router *router, xs_channel channel)
 {
-    for (int i = 0; i < MESSAGES_PER_TURN; i++) {
+    int64_t now_ns = moe_now_ns();
+    const int64_t until_ns = now_ns + MESSAGES_US_PER_TURN * MOE_NS_PER_US;
+    for (int i = 0; i < MESSAGES_PER_TURN && now_ns < until_ns; i++) {
         wire_peer peer = {0};
         const void *data = NULL;
         size_t bytes = 0;
         if (wire_router_recv(router, &peer, &data, &bytes, NULL) != MOE_OK) {
             return i > 0;
         }
-        xs_handle(s, channel, &peer, data, bytes, moe_now_ns());
+        xs_handle(s, channel, &peer, data, bytes, now_ns);
+        now_ns = moe_now_ns();
     }
     return true;
 }
