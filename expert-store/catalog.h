@@ -108,6 +108,10 @@ void xs_catalog_writer_progress(const xs_catalog_writer *w, xs_catalog_progress 
 const char *xs_catalog_writer_job(const xs_catalog_writer *w);
 MOE_MUST_CHECK moe_status xs_catalog_writer_set_job(xs_catalog_writer *w, const char *job,
                                                     moe_err *err);
+/* A copy of a finished catalogue becomes another packing (pack/add.h): it gets a new UUID, and
+ * tensors whose names begin with prefix leave it. */
+MOE_MUST_CHECK moe_status xs_catalog_amend(xs_catalog_writer *w, const char *prefix,
+                                           uint32_t *out_n_dropped, moe_err *err);
 /* Commits what was put so far (a resumable point), after the caller fsynced the segments. */
 MOE_MUST_CHECK moe_status xs_catalog_writer_commit(xs_catalog_writer *w, moe_err *err);
 /* Marks the catalogue finished and commits: it becomes readable. */

@@ -111,15 +111,20 @@ static moe_status load_job(xs_catalog_writer *w, moe_err *err)
     return rc == 0 ? replace_job(w, val.mv_data, val.mv_size, err) : replace_job(w, "", 0, err);
 }
 
-static moe_status new_meta(xs_catalog_writer *w, moe_err *err)
+static moe_status new_uuid(xs_catalog_writer *w, moe_err *err)
 {
-    w->meta = (xs_meta_record){.version = XS_LAYOUT_VERSION, .state = XS_STATE_UNFINISHED};
-    memcpy(w->meta.magic, XS_MAGIC, sizeof w->meta.magic);
     if (getrandom(w->meta.uuid, sizeof w->meta.uuid, 0) != (ssize_t)sizeof w->meta.uuid) {
         return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno,
                                "random bytes for the UUID");
     }
     return MOE_OK;
+}
+
+static moe_status new_meta(xs_catalog_writer *w, moe_err *err)
+{
+    w->meta = (xs_meta_record){.version = XS_LAYOUT_VERSION, .state = XS_STATE_UNFINISHED};
+    memcpy(w->meta.magic, XS_MAGIC, sizeof w->meta.magic);
+    return new_uuid(w, err);
 }
 
 /* The meta record of an earlier run, or a new one. */
@@ -282,6 +287,45 @@ moe_status xs_catalog_put_tensor(xs_catalog_writer *w, const xs_tensor_record *r
         w->progress.n_tensors++;
     }
     return st;
+}
+
+/* One tensor at or after prefix, if its name begins with it. */
+static int drop_tensor(xs_catalog_writer *w, const char *prefix)
+{
+    MDB_cursor *cur = NULL;
+    MDB_val key = xs_lmdb_val(prefix, strlen(prefix)), val;
+    int rc = mdb_cursor_open(w->txn, w->dbi[XS_DB_TENSORS], &cur);
+    if (rc != 0) {
+        return rc;
+    }
+    rc = mdb_cursor_get(cur, &key, &val, MDB_SET_RANGE);
+    if (rc == 0 && (key.mv_size < strlen(prefix) || memcmp(key.mv_data, prefix, strlen(prefix)))) {
+        rc = MDB_NOTFOUND;
+    }
+    rc = rc == 0 ? mdb_cursor_del(cur, 0) : rc;
+    mdb_cursor_close(cur);
+    return rc;
+}
+
+moe_status xs_catalog_amend(xs_catalog_writer *w, const char *prefix, uint32_t *out_n_dropped,
+                            moe_err *err)
+{
+    uint32_t n = 0;
+    moe_status st = new_uuid(w, err);
+    st = st != MOE_OK ? st : begin(w, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    int rc = drop_tensor(w, prefix);
+    for (; rc == 0; rc = drop_tensor(w, prefix)) {
+        n++;
+    }
+    if (rc != MDB_NOTFOUND) {
+        return xs_lmdb_fail(err, rc, "dropping tensors", w->dir);
+    }
+    w->progress.n_tensors -= n;
+    *out_n_dropped = n;
+    return MOE_OK;
 }
 
 moe_status xs_catalog_put_file(xs_catalog_writer *w, const char *name, const void *data,

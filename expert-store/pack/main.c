@@ -17,6 +17,7 @@
 #include "common/clock.h"
 #include "common/text.h"
 #include "expert-store/catalog.h"
+#include "expert-store/pack/add.h"
 #include "expert-store/pack/checkpoint.h"
 #include "expert-store/pack/inspect.h"
 #include "expert-store/pack/pack.h"
@@ -262,8 +263,35 @@ static int inspect_store(const xs_pack_config *cfg, const char *store)
     return print_text(&t);
 }
 
+static int add_predictors(const xs_pack_config *cfg, const char *store, const char *file)
+{
+    moe_err err = {0};
+    moe_text t;
+    xs_add_result r = {0};
+    if (xs_add(store, file, cfg->test_kill_at, &r, &err) != MOE_OK) {
+        return fail(&err);
+    }
+    moe_text_init(&t);
+    if (cfg->json) {
+        moe_text_printf(&t, "{\"store\": ");
+        moe_text_json_string(&t, store, strlen(store));
+        moe_text_printf(&t, ", \"n_added\": %u, \"n_dropped\": %u, \"bytes\": %" PRIu64 "}\n",
+                        r.n_added, r.n_dropped, r.bytes);
+    } else {
+        moe_text_printf(&t,
+                        "%s: %u predictors added, %u older ones dropped; an expert-store that runs "
+                        "serves them once it is started again\n",
+                        store, r.n_added, r.n_dropped);
+    }
+    return print_text(&t);
+}
+
 static int run(const xs_pack_config *cfg, const char **args, uint32_t n_args)
 {
+    if (n_args > 0 && strcmp(args[0], "add") == 0) {
+        return n_args == 3 ? add_predictors(cfg, args[1], args[2])
+                           : usage("add takes a store and a safetensors file");
+    }
     bool verify = n_args > 0 && strcmp(args[0], "verify") == 0;
     if (verify || (n_args > 0 && strcmp(args[0], "inspect") == 0)) {
         if (n_args != 2) {
@@ -286,12 +314,12 @@ static int run(const xs_pack_config *cfg, const char **args, uint32_t n_args)
 int main(int argc, char **argv)
 {
     xs_pack_config cfg = {0};
-    const char *args[2] = {NULL, NULL};
+    const char *args[3] = {NULL, NULL, NULL};
     uint32_t n_args = 0;
     moe_config_action action = MOE_CONFIG_RUN;
     moe_err err = {0};
     moe_status st =
-        moe_config_load(&xs_pack_config_spec, argc, argv, &cfg, args, 2, &n_args, &action, &err);
+        moe_config_load(&xs_pack_config_spec, argc, argv, &cfg, args, 3, &n_args, &action, &err);
     if (st != MOE_OK) {
         (void)fail(&err);
         return EXIT_USAGE;

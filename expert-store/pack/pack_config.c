@@ -33,7 +33,7 @@ const moe_config_spec xs_pack_config_spec = {
     .program = "expert-pack",
     .section = "pack",
     .synopsis = "DIR --out NAME.store | --synthetic MODEL --out NAME.store | verify NAME.store | "
-                "inspect NAME.store",
+                "inspect NAME.store | add NAME.store PREDICTORS.safetensors",
     .about =
         "Turns a Hugging Face checkpoint directory into a store that expert-store serves from; "
         "verifies and describes stores. An interrupted run goes on when it is run again.",

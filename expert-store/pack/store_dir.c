@@ -84,6 +84,10 @@ moe_status xs_store_dir_remove(const char *path, moe_err *err)
     moe_status st = remove_flat(sub, err);
     join(path, "catalog", sub);
     st = st != MOE_OK ? st : remove_flat(sub, err);
+    join(path, "add.partial/catalog", sub); /* of a killed run of add.c */
+    st = st != MOE_OK ? st : remove_flat(sub, err);
+    join(path, "add.partial", sub);
+    st = st != MOE_OK ? st : remove_flat(sub, err);
     if (st == MOE_OK && rmdir(path) != 0 && errno != ENOENT) {
         st = fail_errno(err, "remove", path);
     }
