@@ -83,6 +83,9 @@ static moe_status count_hashes(reader *r, uint32_t i, const MDB_val *key, const 
         return bad(r, "a record is too short");
     }
     memcpy(&e, val->mv_data, sizeof e);
+    if (e.n_chunks > val->mv_size / sizeof *r->c->hashes) { /* before it is allocated for */
+        return bad(r, "an extent has the wrong number of hashes");
+    }
     r->c->n_hashes += e.n_chunks;
     return MOE_OK;
 }
