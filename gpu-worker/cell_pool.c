@@ -12,6 +12,8 @@ struct gw_cell_pool {
     uint32_t *needs;               /* [n_experts_total] owned */
     uint64_t *uses;                /* [n_experts_total] owned */
     uint32_t n_free;
+    uint32_t n_unlocked; /* READY cells without a pin */
+    uint32_t n_reserved; /* <= n_free + n_unlocked */
     uint64_t tick;
 };
 
@@ -79,33 +81,63 @@ uint32_t gw_cell_pool_n_used(const gw_cell_pool *p)
 static void update_lock(gw_cell_pool *p, uint32_t cell)
 {
     const gw_cell *c = &p->cells[cell];
-    p->candidates[cell].locked = c->state != GW_CELL_READY || c->pins > 0;
+    bool locked = c->state != GW_CELL_READY || c->pins > 0;
+    p->n_unlocked += p->candidates[cell].locked;
+    p->candidates[cell].locked = locked;
+    p->n_unlocked -= locked;
 }
 
-static uint32_t choose(gw_cell_pool *p, bool take_needed, gw_cell *out_evicted)
+static bool has_unpromised(const gw_cell_pool *p)
+{
+    return p->n_free + p->n_unlocked > p->n_reserved;
+}
+
+bool gw_cell_pool_reserve(gw_cell_pool *p)
+{
+    if (!has_unpromised(p)) {
+        return false;
+    }
+    p->n_reserved++;
+    return true;
+}
+
+void gw_cell_pool_unreserve(gw_cell_pool *p)
+{
+    MOE_ASSERT(p->n_reserved > 0);
+    p->n_reserved--;
+}
+
+static uint32_t choose(gw_cell_pool *p, bool may_be_needed)
 {
     if (p->n_free > 0) {
-        *out_evicted = (gw_cell){.expert = GW_NO_EXPERT};
         return p->free_stack[--p->n_free];
     }
     int64_t cell = gw_cell_choose(p->cfg.policy, p->candidates, p->cfg.n_cells);
-    if (cell < 0 || (p->candidates[cell].needed && !take_needed)) {
+    if (cell < 0 || (p->candidates[cell].needed && !may_be_needed)) {
         return GW_NO_CELL;
     }
-    *out_evicted = p->cells[cell];
-    p->cell_of[out_evicted->expert] = GW_NO_CELL;
     return (uint32_t)cell;
 }
 
-uint32_t gw_cell_pool_take(gw_cell_pool *p, uint32_t expert, bool take_needed, gw_cell *out_evicted)
+uint32_t gw_cell_pool_take(gw_cell_pool *p, uint32_t expert, bool reserved, gw_cell *out_evicted)
 {
     MOE_ASSERT(p->cell_of[expert] == GW_NO_CELL);
-    uint32_t cell = choose(p, take_needed, out_evicted);
+    if (reserved) {
+        gw_cell_pool_unreserve(p);
+    } else if (!has_unpromised(p)) {
+        return GW_NO_CELL;
+    }
+    uint32_t cell = choose(p, reserved);
+    MOE_ASSERT(cell != GW_NO_CELL || !reserved);
     if (cell == GW_NO_CELL) {
         return GW_NO_CELL;
     }
-    p->cells[cell] =
-        (gw_cell){.expert = expert, .pins = 1, .state = GW_CELL_RESERVED, .unused = true};
+    *out_evicted = p->cells[cell];
+    if (out_evicted->expert != GW_NO_EXPERT) {
+        p->cell_of[out_evicted->expert] = GW_NO_CELL;
+    }
+    p->cells[cell] = (gw_cell){.expert = expert, .pins = 1, .state = GW_CELL_TAKEN, .unused = true};
+    update_lock(p, cell);
     p->candidates[cell] = (gw_cell_candidate){
         .uses = p->uses[expert], .locked = true, .needed = p->needs[expert] > 0};
     p->cell_of[expert] = cell;
@@ -114,7 +146,7 @@ uint32_t gw_cell_pool_take(gw_cell_pool *p, uint32_t expert, bool take_needed, g
 
 void gw_cell_pool_fill(gw_cell_pool *p, uint32_t cell)
 {
-    MOE_ASSERT(p->cells[cell].state == GW_CELL_RESERVED);
+    MOE_ASSERT(p->cells[cell].state == GW_CELL_TAKEN);
     p->cells[cell].state = GW_CELL_FILLING;
 }
 
@@ -130,21 +162,34 @@ void gw_cell_pool_ready(gw_cell_pool *p, uint32_t cell, int64_t copy_begin_ns, i
     update_lock(p, cell);
 }
 
-void gw_cell_pool_drop(gw_cell_pool *p, uint32_t cell)
+static void make_free(gw_cell_pool *p, uint32_t cell)
 {
-    gw_cell *c = &p->cells[cell];
-    MOE_ASSERT(c->state == GW_CELL_RESERVED || c->state == GW_CELL_FILLING);
-    p->cell_of[c->expert] = GW_NO_CELL;
-    *c = (gw_cell){.expert = GW_NO_EXPERT};
-    p->candidates[cell].locked = true;
+    p->cell_of[p->cells[cell].expert] = GW_NO_CELL;
+    p->cells[cell] = (gw_cell){.expert = GW_NO_EXPERT};
     p->free_stack[p->n_free++] = cell;
 }
 
-void gw_cell_pool_pin(gw_cell_pool *p, uint32_t cell)
+void gw_cell_pool_give_back(gw_cell_pool *p, uint32_t cell)
+{
+    MOE_ASSERT(p->cells[cell].state == GW_CELL_TAKEN && p->cells[cell].pins == 1);
+    make_free(p, cell);
+}
+
+void gw_cell_pool_drop(gw_cell_pool *p, uint32_t cell)
+{
+    MOE_ASSERT(p->cells[cell].state == GW_CELL_FILLING && p->cells[cell].pins == 0);
+    make_free(p, cell);
+}
+
+bool gw_cell_pool_pin(gw_cell_pool *p, uint32_t cell)
 {
     MOE_ASSERT(p->cells[cell].state != GW_CELL_FREE);
+    if (!p->candidates[cell].locked && !has_unpromised(p)) {
+        return false;
+    }
     p->cells[cell].pins++;
     update_lock(p, cell);
+    return true;
 }
 
 void gw_cell_pool_unpin(gw_cell_pool *p, uint32_t cell)

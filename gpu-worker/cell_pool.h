@@ -1,14 +1,17 @@
 /* cell_pool.h - which expert is in which cell, and who is using it. Never touches a cell's bytes.
  *
- *   FREE --take--> RESERVED --fill--> FILLING --ready--> READY --taken for another expert-->
- * RESERVED
- *     ^---------------/-----drop-------/
+ *   FREE --take--> TAKEN --fill--> FILLING --ready--> READY --taken for another expert--> TAKEN
+ *     ^--give_back---/               |
+ *      \-----------------drop-------/
  *
  * A pin keeps a cell's expert where it is: the waves that use it and guesses that wait for their
- * block hold pins. RESERVED and FILLING cells cannot be taken, pinned or not. "Needed" is softer:
- * the expert's wave is planned, but its turn for cells has not come; such a cell goes last.
- * Ticks count events of this pool, so that policies need no clock.
- * Threads: the fetch thread; create and destroy from its owner. No allocation after create.
+ * block hold pins. A cell that is pinned, TAKEN or FILLING is locked; the others can be taken.
+ * A reservation promises one of those, but no particular one: whoever waits for bytes holds it, and
+ * evicts only once they are there to be copied. There are never more reservations than cells that
+ * can be taken.
+ * "Needed" is softer: the expert's wave is planned, but its turn for cells has not come; such a
+ * cell goes last. Ticks count events of this pool, so that policies need no clock. Threads: the
+ * fetch thread; create and destroy from its owner. No allocation after create.
  */
 #ifndef GW_CELL_POOL_H
 #define GW_CELL_POOL_H
@@ -24,7 +27,7 @@
 
 typedef enum gw_cell_state {
     GW_CELL_FREE = 0,
-    GW_CELL_RESERVED,
+    GW_CELL_TAKEN,
     GW_CELL_FILLING,
     GW_CELL_READY
 } gw_cell_state;
@@ -53,16 +56,22 @@ const gw_cell *gw_cell_pool_at(const gw_cell_pool *p, uint32_t cell);
 uint32_t gw_cell_pool_find(const gw_cell_pool *p, uint32_t expert); /* or GW_NO_CELL */
 uint32_t gw_cell_pool_n_used(const gw_cell_pool *p);                /* not FREE */
 
-/* A cell for an expert that has none: RESERVED with one pin. GW_NO_CELL: every cell is locked, or,
- * unless take_needed, needed. *out_evicted is what the cell held (expert GW_NO_EXPERT: nothing). */
-uint32_t gw_cell_pool_take(gw_cell_pool *p, uint32_t expert, bool take_needed,
-                           gw_cell *out_evicted);
-void gw_cell_pool_fill(gw_cell_pool *p, uint32_t cell); /* RESERVED -> FILLING */
+/* False: every cell is locked or promised. */
+MOE_MUST_CHECK bool gw_cell_pool_reserve(gw_cell_pool *p);
+void gw_cell_pool_unreserve(gw_cell_pool *p);
+/* A cell for an expert that has none: TAKEN with one pin. *out_evicted is what the cell held
+ * (expert GW_NO_EXPERT: nothing). reserved: uses up a reservation and always succeeds. Else only a
+ * cell that is neither promised nor needed, or GW_NO_CELL. */
+uint32_t gw_cell_pool_take(gw_cell_pool *p, uint32_t expert, bool reserved, gw_cell *out_evicted);
+/* No copy could begin after all: TAKEN -> FREE; the caller may reserve at once, successfully. */
+void gw_cell_pool_give_back(gw_cell_pool *p, uint32_t cell);
+void gw_cell_pool_fill(gw_cell_pool *p, uint32_t cell); /* TAKEN -> FILLING */
 void gw_cell_pool_ready(gw_cell_pool *p, uint32_t cell, int64_t copy_begin_ns, int64_t copy_end_ns);
-/* The copy did not come to its end: -> FREE, whoever pins it (they must not unpin it any more). */
+/* The copy did not come to its end: FILLING -> FREE. Nobody may pin it. */
 void gw_cell_pool_drop(gw_cell_pool *p, uint32_t cell);
 
-void gw_cell_pool_pin(gw_cell_pool *p, uint32_t cell);
+/* For a found cell. False: it is one that a reservation counts on. */
+MOE_MUST_CHECK bool gw_cell_pool_pin(gw_cell_pool *p, uint32_t cell);
 void gw_cell_pool_unpin(gw_cell_pool *p, uint32_t cell);
 /* Calls nest: an expert is needed while more need than unneed calls were made. */
 void gw_cell_pool_need(gw_cell_pool *p, uint32_t expert);

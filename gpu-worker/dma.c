@@ -153,10 +153,15 @@ static moe_status queue_piece(gw_dma *d, uint32_t index, moe_err *err)
     return queue_bytes(d, index, n, true, err);
 }
 
+bool gw_dma_has_room(const gw_dma *d, bool speculative)
+{
+    return d->n_free > 0 && !(speculative && d->n_pieces >= SPECULATIVE_PIECES);
+}
+
 moe_status gw_dma_start(gw_dma *d, const gw_dma_copy *copy, moe_err *err)
 {
     MOE_ASSERT(d->transfer_of[copy->cell] == NO_TRANSFER);
-    if (d->n_free == 0 || (copy->speculative && d->n_pieces >= SPECULATIVE_PIECES)) {
+    if (!gw_dma_has_room(d, copy->speculative)) {
         return MOE_FAIL(err, MOE_ERR_LIMIT, "%u copies are under way", d->n_transfers - d->n_free);
     }
     gw_lease lease = {.index = 0};
@@ -183,9 +188,7 @@ moe_status gw_dma_hurry(gw_dma *d, uint32_t cell, moe_err *err)
     if (index == NO_TRANSFER) {
         return MOE_OK;
     }
-    transfer *t = &d->transfers[index];
-    t->abandoned = false;
-    uint64_t left = bytes_left(d, t);
+    uint64_t left = bytes_left(d, &d->transfers[index]);
     return left > 0 ? queue_bytes(d, (uint32_t)index, left, false, err) : MOE_OK;
 }
 

@@ -49,6 +49,7 @@ typedef struct gw_dma_copy {
     void *dst;
     bool speculative;
 } gw_dma_copy;
+bool gw_dma_has_room(const gw_dma *d, bool speculative); /* else start says MOE_ERR_LIMIT */
 /* Statuses of gw_store_client_lease, and MOE_ERR_LIMIT when speculation has to wait its turn;
  * MOE_ERR_DEVICE: the backend refused, nothing more will land. */
 MOE_MUST_CHECK moe_status gw_dma_start(gw_dma *d, const gw_dma_copy *copy, moe_err *err);

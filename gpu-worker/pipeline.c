@@ -166,7 +166,8 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                             .client = p->cfg.client,
                             .n_cells = p->n_cells,
                             .expert_bytes = gw_store_client_welcome(p->cfg.client)->expert_bytes,
-                            .piece_bytes = GW_DMA_PIECE_BYTES,
+                            .piece_bytes =
+                                p->cfg.piece_bytes > 0 ? p->cfg.piece_bytes : GW_DMA_PIECE_BYTES,
                             .pinned = p->pinned,
                             .trace = p->cfg.trace};
     moe_status st = gw_cell_pool_create(&pool, &p->pool, err);

@@ -114,15 +114,17 @@ static uint32_t play_wave(player *p, uint32_t first_expert, const uint16_t *expe
         cells[i] = gw_cell_pool_find(p->pool, first_expert + experts[i]);
         gw_cell_pool_unneed(p->pool, first_expert + experts[i]);
         if (cells[i] != GW_NO_CELL) {
-            gw_cell_pool_pin(p->pool, cells[i]);
+            bool pinned = gw_cell_pool_pin(p->pool, cells[i]);
+            MOE_ASSERT(pinned); /* no cell is promised yet */
             hits++;
         }
     }
     for (uint32_t i = 0; i < n; i++) {
         gw_cell evicted;
         if (cells[i] == GW_NO_CELL) {
+            bool promised = gw_cell_pool_reserve(p->pool);
+            MOE_ASSERT(promised); /* a wave takes at most half of the cells */
             cells[i] = gw_cell_pool_take(p->pool, first_expert + experts[i], true, &evicted);
-            MOE_ASSERT(cells[i] != GW_NO_CELL); /* a wave takes at most half of the cells */
             gw_cell_pool_fill(p->pool, cells[i]);
             gw_cell_pool_ready(p->pool, cells[i], 0, 0);
         }

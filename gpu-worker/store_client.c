@@ -420,9 +420,9 @@ bool gw_store_client_is_resident(const gw_store_client *c, uint32_t expert)
     return moe_board_word_state(word) == MOE_BOARD_READY;
 }
 
-bool gw_store_client_has_answer(const gw_store_client *c, uint32_t expert)
+bool gw_store_client_refuses(const gw_store_client *c, uint32_t expert)
 {
-    return c->lost || c->want[expert] == WANT_FAILED || gw_store_client_is_resident(c, expert);
+    return c->lost || c->want[expert] == WANT_FAILED;
 }
 
 /* ---- connecting ------------------------------------------------------------------------------ */

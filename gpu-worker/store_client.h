@@ -58,9 +58,8 @@ MOE_MUST_CHECK moe_status gw_store_client_lease(gw_store_client *c, uint32_t exp
                                                 moe_err *err);
 void gw_store_client_release(gw_store_client *c, const gw_lease *lease);
 bool gw_store_client_is_resident(const gw_store_client *c, uint32_t expert); /* board READY now */
-/* Is there news for a lease to tell: resident, FAILED, or all is lost? Else it says MOE_ERR_AGAIN.
- */
-bool gw_store_client_has_answer(const gw_store_client *c, uint32_t expert);
+/* FAILED came since it was wanted, or all is lost: unless resident, a lease now says why. */
+bool gw_store_client_refuses(const gw_store_client *c, uint32_t expert);
 
 /* Send, never block; a full socket is not an error (wants are repeated by poll, predictions drop).
  * Wanting an expert that is wanted already sends nothing. The counters count experts, not messages.

@@ -11,10 +11,10 @@
 enum { FILL_WINDOW = 64 }; /* experts under way while RESIDENT fills its cells */
 
 typedef enum entry_state {
-    ENTRY_WAITING = 0, /* no cell yet */
-    ENTRY_SEATED,      /* has a cell, its copy is not queued */
-    ENTRY_QUEUED,      /* its bytes are in the cell, or will be before the wave's signal */
-    ENTRY_FAILED       /* no cell; its rows fail */
+    ENTRY_WAITING = 0, /* no seat yet: the expert is `needed` */
+    ENTRY_SEATED,      /* a cell is reserved for it */
+    ENTRY_QUEUED,      /* its bytes are in its cell, or will be before the wave's signal */
+    ENTRY_FAILED       /* holds nothing; its rows fail */
 } entry_state;
 
 typedef struct entry {
@@ -33,7 +33,7 @@ typedef struct wave {
     uint32_t block, index; /* flat block; 0: not planned */
     uint32_t n;
     entry *entries; /* [n] borrowed from ws->entries */
-    bool started, signalled, done;
+    bool signalled, done;
     int64_t reached_ns; /* 0: not yet */
 } wave;
 
@@ -193,10 +193,10 @@ static void count_wasted(const gw_waves *ws, const gw_cell *c)
         (uint64_t)(c->copy_end_ns - c->copy_begin_ns));
 }
 
-static uint32_t take_cell(gw_waves *ws, uint32_t expert, bool take_needed)
+static uint32_t take_cell(gw_waves *ws, uint32_t expert, bool reserved)
 {
     gw_cell evicted = {.expert = GW_NO_EXPERT};
-    uint32_t cell = gw_cell_pool_take(ws->cfg.pool, expert, take_needed, &evicted);
+    uint32_t cell = gw_cell_pool_take(ws->cfg.pool, expert, reserved, &evicted);
     if (cell != GW_NO_CELL && evicted.expert != GW_NO_EXPERT && evicted.unused) {
         count_wasted(ws, &evicted);
     }
@@ -231,6 +231,24 @@ bool gw_waves_poll_copies(gw_waves *ws)
 
 /* ---- one expert ------------------------------------------------------------------------------ */
 
+/* Gives up what the entry holds in the pool. */
+static void release_entry(gw_waves *ws, const entry *e)
+{
+    switch (e->state) {
+    case ENTRY_WAITING:
+        gw_cell_pool_unneed(ws->cfg.pool, e->expert);
+        break;
+    case ENTRY_SEATED:
+        gw_cell_pool_unreserve(ws->cfg.pool);
+        break;
+    case ENTRY_QUEUED:
+        gw_cell_pool_unpin(ws->cfg.pool, e->cell);
+        break;
+    case ENTRY_FAILED:
+        break;
+    }
+}
+
 static void fail_entry(gw_waves *ws, entry *e, const char *why)
 {
     char text[GW_FAILED_TEXT_BYTES], block[16];
@@ -238,10 +256,7 @@ static void fail_entry(gw_waves *ws, entry *e, const char *why)
     snprintf(text, sizeof text, "expert %u of block %s: %.300s", e->expert % ws->shape->n_experts,
              block, why);
     note_failure(ws, text);
-    if (e->state == ENTRY_SEATED) {
-        gw_cell_pool_drop(ws->cfg.pool, e->cell);
-    }
-    e->cell = GW_NO_CELL;
+    release_entry(ws, e);
     e->state = ENTRY_FAILED;
 }
 
@@ -259,34 +274,61 @@ static void count_fetch(gw_waves *ws, const entry *e, int64_t now_ns)
                  (int32_t)moe_block_of_expert(ws->shape, e->expert), (int32_t)e->expert, 0);
 }
 
-/* SEATED -> QUEUED if it is resident; -> FAILED if it will not be. MOE_ERR_AGAIN: not resident yet.
- * MOE_ERR_LIMIT: try again when something has landed. */
-static moe_status queue_entry(gw_waves *ws, entry *e, bool speculative, int64_t now_ns)
+/* Leases and queues the copy into a cell taken for it. On failure the cell is given back, unless
+ * the device failed: then some bytes may still come. */
+static moe_status begin_copy(gw_waves *ws, entry *e, uint32_t cell, bool speculative,
+                             int64_t now_ns, moe_err *err)
 {
-    if (!gw_store_client_has_answer(ws->cfg.client, e->expert)) {
-        return MOE_ERR_AGAIN;
-    }
-    moe_err err = {.status = MOE_OK};
-    gw_dma_copy copy = {.expert = e->expert,
-                        .cell = e->cell,
-                        .dst = cell_at(ws, e->cell),
-                        .speculative = speculative};
-    moe_status st = gw_dma_start(ws->cfg.dma, &copy, &err);
+    const gw_dma_copy copy = {
+        .expert = e->expert, .cell = cell, .dst = cell_at(ws, cell), .speculative = speculative};
+    moe_status st = gw_dma_start(ws->cfg.dma, &copy, err);
     if (st == MOE_OK) {
-        gw_cell_pool_fill(ws->cfg.pool, e->cell);
+        gw_cell_pool_fill(ws->cfg.pool, cell);
+        e->cell = cell;
         e->state = ENTRY_QUEUED;
         e->fetched = true;
         count_fetch(ws, e, now_ns);
-        return MOE_OK;
+    } else if (st == MOE_ERR_DEVICE) {
+        note_fatal(ws, err);
+        e->state = ENTRY_FAILED;
+    } else {
+        gw_cell_pool_give_back(ws->cfg.pool, cell);
     }
-    if (st == MOE_ERR_IO && e->wanted_ns == 0) {
-        return MOE_ERR_AGAIN; /* it failed an earlier step: wanting it again tries again */
+    return st;
+}
+
+/* Why does the client refuse it? MOE_ERR_AGAIN when the expert has become resident just now, or
+ * failed in an earlier step: wanting it again tries again. */
+static moe_status read_refusal(gw_waves *ws, const entry *e, moe_err *err)
+{
+    gw_lease lease;
+    moe_status st = gw_store_client_lease(ws->cfg.client, e->expert, &lease, err);
+    if (st == MOE_OK) {
+        gw_store_client_release(ws->cfg.client, &lease);
     }
-    if (st == MOE_ERR_AGAIN || st == MOE_ERR_LIMIT) {
+    return st == MOE_OK || (st == MOE_ERR_IO && e->wanted_ns == 0) ? MOE_ERR_AGAIN : st;
+}
+
+/* SEATED -> QUEUED if it is resident: only now something is evicted for it. -> FAILED if it will
+ * not be. MOE_ERR_AGAIN: not resident yet. MOE_ERR_LIMIT: try again when something has landed. */
+static moe_status queue_entry(gw_waves *ws, entry *e, int64_t now_ns)
+{
+    moe_err err = {.status = MOE_OK};
+    moe_status st = MOE_ERR_AGAIN;
+    if (gw_store_client_is_resident(ws->cfg.client, e->expert)) {
+        if (!gw_dma_has_room(ws->cfg.dma, false)) {
+            return MOE_ERR_LIMIT;
+        }
+        uint32_t cell = take_cell(ws, e->expert, true);
+        st = begin_copy(ws, e, cell, false, now_ns, &err);
+        bool keeps_seat =
+            st == MOE_OK || st == MOE_ERR_DEVICE || gw_cell_pool_reserve(ws->cfg.pool);
+        MOE_ASSERT(keeps_seat);
+    } else if (gw_store_client_refuses(ws->cfg.client, e->expert)) {
+        st = read_refusal(ws, e, &err);
+    }
+    if (st == MOE_OK || st == MOE_ERR_AGAIN || st == MOE_ERR_LIMIT) {
         return st;
-    }
-    if (st == MOE_ERR_DEVICE) {
-        note_fatal(ws, &err);
     }
     fail_entry(ws, e, err.text);
     return MOE_OK;
@@ -326,7 +368,7 @@ static bool queue_entries(gw_waves *ws, entry *entries, uint32_t n, bool may_wan
             fail_entry(ws, e, why);
             moved = true;
         } else if (e->state == ENTRY_SEATED && !full) {
-            moe_status st = queue_entry(ws, e, false, now_ns);
+            moe_status st = queue_entry(ws, e, now_ns);
             full = st == MOE_ERR_LIMIT;
             moved = moved || st == MOE_OK;
             if (st == MOE_ERR_AGAIN && may_want) {
@@ -597,12 +639,7 @@ static int64_t count_entry(gw_waves *ws, const wave *w, const entry *e)
 static void free_wave(gw_waves *ws, wave *w)
 {
     for (uint32_t i = 0; i < w->n; i++) {
-        entry *e = &w->entries[i];
-        if (w->started && e->state == ENTRY_QUEUED) {
-            gw_cell_pool_unpin(ws->cfg.pool, e->cell);
-        } else if (w->started && e->state == ENTRY_SEATED) {
-            gw_cell_pool_drop(ws->cfg.pool, e->cell);
-        }
+        release_entry(ws, &w->entries[i]);
     }
     w->done = true;
 }
@@ -654,51 +691,52 @@ void gw_waves_mail(gw_waves *ws, const krn_mail *m)
 
 /* ---- moving on ------------------------------------------------------------------------------- */
 
-static void seat_found(gw_waves *ws, entry *e, uint32_t cell)
+/* Pins the cell that the expert is in, if it is in any and may be pinned. */
+static bool seat_found(gw_waves *ws, entry *e)
 {
     moe_err err = {.status = MOE_OK};
-    gw_cell_pool_pin(ws->cfg.pool, cell);
+    uint32_t cell = gw_cell_pool_find(ws->cfg.pool, e->expert);
+    if (cell == GW_NO_CELL || !gw_cell_pool_pin(ws->cfg.pool, cell)) {
+        return false;
+    }
     e->cell = cell;
-    e->state = ENTRY_QUEUED;
     if (gw_dma_hurry(ws->cfg.dma, cell, &err) != MOE_OK) { /* a guess that came true */
         note_fatal(ws, &err);
     }
+    return true;
 }
 
-/* Before anything is evicted for this wave, what it has already is pinned. */
-static void start_wave(gw_waves *ws, wave *w)
+static void seat_entry(gw_waves *ws, entry *e, entry_state seat, int64_t now_ns)
 {
-    w->started = true;
-    for (uint32_t i = 0; i < w->n; i++) {
-        entry *e = &w->entries[i];
-        uint32_t cell = gw_cell_pool_find(ws->cfg.pool, e->expert);
-        gw_cell_pool_unneed(ws->cfg.pool, e->expert);
-        if (cell != GW_NO_CELL) {
-            seat_found(ws, e, cell);
-        }
-    }
+    gw_cell_pool_unneed(ws->cfg.pool, e->expert);
+    e->state = seat;
+    e->since_ns = now_ns;
 }
 
-/* False: out of cells for now. */
+/* Pins what is in cells first, then reserves cells for the rest. False: out of cells for now. */
 static bool seat_wave(gw_waves *ws, wave *w, int64_t now_ns)
 {
-    if (!w->started) {
-        start_wave(ws, w);
+    bool all = true;
+    for (uint32_t i = 0; i < w->n; i++) {
+        entry *e = &w->entries[i];
+        if (e->state == ENTRY_WAITING && seat_found(ws, e)) {
+            seat_entry(ws, e, ENTRY_QUEUED, now_ns);
+        }
     }
     for (uint32_t i = 0; i < w->n; i++) {
         entry *e = &w->entries[i];
         if (e->state != ENTRY_WAITING) {
             continue;
         }
-        e->cell = take_cell(ws, e->expert, true);
-        if (e->cell == GW_NO_CELL) {
+        bool found = gw_cell_pool_find(ws->cfg.pool, e->expert) != GW_NO_CELL;
+        if (!found && gw_cell_pool_reserve(ws->cfg.pool)) {
+            seat_entry(ws, e, ENTRY_SEATED, now_ns);
+        } else {
             e->since_ns = e->since_ns == 0 && w->reached_ns != 0 ? now_ns : e->since_ns;
-            return false;
+            all = false;
         }
-        e->state = ENTRY_SEATED;
-        e->since_ns = now_ns;
     }
-    return true;
+    return all;
 }
 
 static bool is_settled(const wave *w)
@@ -718,50 +756,49 @@ static bool advance_wave(gw_waves *ws, wave *w, bool is_head, int64_t now_ns)
                  ws->cfg.policy == GW_PREFETCH_ALL;
     bool may_want = is_head || !ahead || w->reached_ns != 0;
     bool moved = queue_entries(ws, w->entries, w->n, may_want, now_ns);
-    if (w->started && is_settled(w)) {
+    if (is_settled(w)) {
         signal_wave(ws, w);
         moved = true;
     }
     return moved;
 }
 
-/* One more guess gets its copy. Only resident experts: the store was told of the others. */
+/* MOE_OK: it has its cell. MOE_ERR_AGAIN: it cannot now, others may. MOE_ERR_LIMIT: nor can they.
+ */
+static moe_status advance_guess_entry(gw_waves *ws, entry *e, int64_t now_ns)
+{
+    uint32_t cell = gw_cell_pool_find(ws->cfg.pool, e->expert);
+    if (cell != GW_NO_CELL) {
+        if (!gw_cell_pool_pin(ws->cfg.pool, cell)) {
+            return MOE_ERR_AGAIN;
+        }
+        gw_dma_keep(ws->cfg.dma, cell);
+        e->cell = cell;
+        e->state = ENTRY_QUEUED;
+        return MOE_OK;
+    }
+    if (!gw_store_client_is_resident(ws->cfg.client, e->expert)) {
+        return MOE_ERR_AGAIN; /* the store was told */
+    }
+    if (!gw_dma_has_room(ws->cfg.dma, true)) {
+        return MOE_ERR_LIMIT;
+    }
+    moe_err err = {.status = MOE_OK};
+    cell = take_cell(ws, e->expert, false);
+    return cell == GW_NO_CELL ? MOE_ERR_LIMIT : begin_copy(ws, e, cell, true, now_ns, &err);
+}
+
+/* One more guess gets its copy, if it can. */
 static bool advance_guess(gw_waves *ws, int64_t now_ns)
 {
     guess *g = &ws->guess;
-    for (uint32_t i = 0; i < g->n; i++) {
-        entry *e = &g->entries[i];
-        if (e->state != ENTRY_WAITING) {
-            continue;
-        }
-        uint32_t cell = gw_cell_pool_find(ws->cfg.pool, e->expert);
-        if (cell != GW_NO_CELL) {
-            gw_cell_pool_pin(ws->cfg.pool, cell);
-            gw_dma_keep(ws->cfg.dma, cell);
-            e->cell = cell;
-            e->state = ENTRY_QUEUED;
-            return true;
-        }
-        if (!gw_store_client_is_resident(ws->cfg.client, e->expert)) {
-            continue;
-        }
-        e->cell = take_cell(ws, e->expert, false);
-        if (e->cell == GW_NO_CELL) {
-            return false;
-        }
-        e->state = ENTRY_SEATED;
-        moe_status st = queue_entry(ws, e, true, now_ns);
-        if (st == MOE_OK) {
-            return true;
-        }
-        gw_cell_pool_drop(ws->cfg.pool, e->cell);
-        e->cell = GW_NO_CELL;
-        e->state = ENTRY_WAITING;
-        if (st == MOE_ERR_LIMIT) {
-            return false;
+    moe_status st = MOE_ERR_AGAIN;
+    for (uint32_t i = 0; i < g->n && st == MOE_ERR_AGAIN; i++) {
+        if (g->entries[i].state == ENTRY_WAITING) {
+            st = advance_guess_entry(ws, &g->entries[i], now_ns);
         }
     }
-    return false;
+    return st == MOE_OK;
 }
 
 bool gw_waves_advance(gw_waves *ws, int64_t now_ns)
@@ -851,9 +888,6 @@ void gw_waves_end(gw_waves *ws)
             continue;
         }
         all_done = false;
-        for (uint32_t k = 0; k < w->n && !w->started; k++) {
-            gw_cell_pool_unneed(ws->cfg.pool, w->entries[k].expert);
-        }
         free_wave(ws, w);
     }
     for (uint32_t b = 0; b < n_blocks(ws); b++) {
@@ -878,19 +912,17 @@ static void fill_window(gw_waves *ws, int64_t now_ns)
     for (uint32_t i = 0; i < ws->fill_n; i++) {
         if (ws->fill[i].state == ENTRY_SEATED) {
             ws->fill[kept++] = ws->fill[i];
-        } else if (ws->fill[i].state == ENTRY_QUEUED) {
-            gw_cell_pool_unpin(ws->cfg.pool, ws->fill[i].cell);
+        } else {
+            release_entry(ws, &ws->fill[i]);
         }
     }
     ws->fill_n = kept;
-    while (ws->fill_n < FILL_WINDOW && ws->fill_next < ws->shape->n_experts_total) {
-        entry *e = &ws->fill[ws->fill_n++];
-        *e = (entry){.expert = ws->fill_next++,
-                     .state = ENTRY_SEATED,
-                     .predicted = true,
-                     .since_ns = now_ns};
-        e->cell = take_cell(ws, e->expert, true);
-        MOE_ASSERT(e->cell != GW_NO_CELL); /* as many cells as experts */
+    while (ws->fill_n < FILL_WINDOW && ws->fill_next < ws->shape->n_experts_total &&
+           gw_cell_pool_reserve(ws->cfg.pool)) {
+        ws->fill[ws->fill_n++] = (entry){.expert = ws->fill_next++,
+                                         .state = ENTRY_SEATED,
+                                         .predicted = true,
+                                         .since_ns = now_ns};
     }
 }
 

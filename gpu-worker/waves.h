@@ -4,13 +4,14 @@
  *   PLANNED --cells for all its experts--> SEATED --every copy queued, or failed--> SIGNALLED
  *           (in order, one wave at a time)                              --DONE mail--> DONE
  *
- * Why this never locks up: only the first wave that lacks cells may take any; all before it have
- * theirs, will be signalled within the experts' deadlines, run, and give their pins back by DONE.
- * A wave takes at most half of the cells and a guess at most half, so what is left is enough.
- * Seating says nothing of bytes: copies of all seated waves are queued as their experts become
- * resident, resident ones first. A WANT is sent only for an expert that has a cell, so a slot that
- * the store holds for us is leased at the next look.
- * A guess (experts of one block, before its ROUTED) uses what is left when every planned wave is
+ * A seat is a pin on the cell that holds the expert, or a reservation (cell_pool.h) that is used
+ * up, and something evicted, only when the expert is resident: waiting for the store empties no
+ * cell. Why this never locks up: only the first wave that lacks seats may take any; all before it
+ * have theirs, will be signalled within the experts' deadlines, run, and give their pins back by
+ * DONE. A wave takes at most half of the cells and a guess at most half, so what is left is enough.
+ * Copies of all seated waves are queued as their experts become resident. A WANT is sent only for
+ * an expert that has a seat, so a slot that the store holds for us is leased at the next look. A
+ * guess (experts of one block, before its ROUTED) uses what is left when every planned wave is
  * signalled; it holds pins until ROUTED of its block. Where guesses do not pay they are passed over
  * for a while (gw_speculation).
  * Threads: the fetch thread; create and destroy from its owner. No allocation after create.

@@ -524,6 +524,36 @@ static void good_guesses_turn_misses_into_hits(void **state)
     assert_int_equal(0, c.cell_wasted);
 }
 
+/* Wrong guesses over a slow link, in small pieces: given up on the way, and hurried when true. */
+static void guesses_in_pieces_never_cost_a_right_byte(void **state)
+{
+    fixture *f = *state;
+    const krn_open_cfg slow = {.n_threads = 1, .link_gbps = 0.002}; /* 4 ms an expert */
+    serve(f, "switch-tiny", "all");
+    join(f, GW_RESIDENT, N_ALL);
+    leave(f);
+    f->ops->backend.stream_destroy(f->compute);
+    f->ops->backend.stream_destroy(f->reference);
+    f->ops->backend.close(f->device);
+    ok(f, f->ops->backend.open(&slow, &f->device, &f->err));
+    ok(f, f->ops->backend.stream_create(f->device, "compute", &f->compute, &f->err));
+    ok(f, f->ops->backend.stream_create(f->device, "reference", &f->reference, &f->err));
+    for (uint32_t n_cells = 2; n_cells <= 16; n_cells *= 2) {
+        connect_store(f);
+        gw_pipeline_cfg cfg = config(f, GW_PREGATED, n_cells);
+        cfg.piece_bytes = SLOT_BYTES / 8;
+        open_pipeline(f, &cfg);
+        const moe_worker_counters *w = gw_store_client_counters(f->client);
+        for (int i = 0; i < 12; i++) {
+            f->good_guesses = i % 3 == 0;
+            step_of(f, 3);
+        }
+        assert_true(w->copy_bytes > w->copies * SLOT_BYTES); /* some were given up on the way */
+        assert_true(totals(f).cell_wasted > 0);
+        leave(f);
+    }
+}
+
 static void resident_fetches_nothing_after_create(void **state)
 {
     fixture *f = *state;
@@ -602,38 +632,43 @@ static void a_store_killed_in_the_middle_costs_time_only(void **state)
     }
 }
 
+/* Submits a step of which rows may fail; returns how many did. */
+static uint32_t doubtful_step(fixture *f)
+{
+    gw_step s;
+    choose(f, MAX_ROWS);
+    submit(f, &s);
+    ok(f, finish(f, &s));
+    uint32_t n_failed = check_rows(f);
+    assert_true((n_failed > 0) == (f->failed_text[0] != '\0'));
+    return n_failed;
+}
+
 static void a_store_that_stays_away_fails_only_the_rows_that_need_it(void **state)
 {
     fixture *f = *state;
-    gw_step s;
     uint32_t n_failed = 0;
     serve(f, "switch-tiny-pregated", tight);
     connect_store(f);
     gw_pipeline_cfg cfg = config(f, GW_PREGATED, 16);
-    cfg.expert_deadline_ns = 100 * MOE_NS_PER_MS;
+    cfg.expert_deadline_ns = 300 * MOE_NS_PER_MS;
     open_pipeline(f, &cfg);
-    steps(f, 12); /* fills the cells */
-    kill_store(f);
-    for (int i = 0; i < 6; i++) {
-        choose(f, MAX_ROWS);
-        submit(f, &s);
-        ok(f, finish(f, &s));
-        uint32_t n = check_rows(f);
-        assert_true((n > 0) == (f->failed_text[0] != '\0'));
-        n_failed += n;
+    for (int i = 0; i < 10; i++) {
+        (void)doubtful_step(f); /* fills the cells; a busy machine may miss the deadline */
     }
-    assert_true(n_failed > 0 && n_failed < 6 * 2 * MAX_ROWS);
+    kill_store(f);
+    for (int i = 0; i < 20 && n_failed == 0; i++) { /* the same stack again may be all in cells */
+        n_failed = doubtful_step(f);
+    }
+    assert_true(n_failed > 0);
     store_rig_spawn(&f->rig,
                     (const char *const[]){"--synthetic", "switch-tiny-pregated", "--seed", "7",
                                           "--ram-bytes", tight, "--max-workers", "1", NULL});
-    int64_t deadline_ns = moe_now_ns() + 10 * MOE_NS_PER_S;
-    do { /* and then all is well again */
-        choose(f, MAX_ROWS);
-        submit(f, &s);
-        ok(f, finish(f, &s));
+    int64_t deadline_ns = moe_now_ns() + 20 * MOE_NS_PER_S;
+    for (uint32_t n_good = 0; n_good < 5;) { /* and then all is well again */
+        n_good = doubtful_step(f) == 0 ? n_good + 1 : 0;
         assert_true(moe_now_ns() < deadline_ns);
-    } while (check_rows(f) > 0);
-    steps(f, 5);
+    }
 }
 
 static void lost_memory_is_reported_while_cells_still_serve(void **state)
@@ -694,7 +729,6 @@ static void a_corrupt_expert_fails_its_rows_and_no_others(void **state)
     fixture *f = *state;
     char store[128], command[512];
     uint32_t bad = UINT32_MAX;
-    gw_step s;
     snprintf(store, sizeof store, "%s/tiny.store", f->rig.dir);
     snprintf(command, sizeof command, "%s --synthetic switch-tiny --seed 7 --out %s >>%s 2>&1",
              pack_program, store, f->rig.log);
@@ -704,11 +738,7 @@ static void a_corrupt_expert_fails_its_rows_and_no_others(void **state)
     store_rig_start(&f->rig, args);
     join(f, GW_PREGATED, 6);
     for (int i = 0; i < 30; i++) {
-        choose(f, MAX_ROWS);
-        submit(f, &s);
-        ok(f, finish(f, &s));
-        uint32_t n = check_rows(f);
-        assert_true((n > 0) == (f->failed_text[0] != '\0'));
+        (void)doubtful_step(f);
         note_failed_experts(f, &bad);
     }
     assert_int_not_equal(UINT32_MAX, bad);
@@ -912,6 +942,7 @@ int main(int argc, char **argv)
         TEST(prefetch_all_moves_every_expert_of_every_block),
         TEST(a_pregate_leaves_misses_to_the_first_block),
         TEST(good_guesses_turn_misses_into_hits),
+        TEST(guesses_in_pieces_never_cost_a_right_byte),
         TEST(resident_fetches_nothing_after_create),
         TEST(resident_without_room_is_refused),
         TEST(metrics_name_every_block),

@@ -188,6 +188,22 @@ static void wanting_twice_asks_once(void **state)
     assert_int_equal(2, counter(&gw_store_client_counters(f->client)->wants_sent));
 }
 
+static void a_leased_expert_is_wanted_no_more(void **state)
+{
+    fixture *f = *state;
+    const uint32_t expert = 6;
+    gw_lease lease;
+    serve(f, roomy);
+    gw_store_client_want(f->client, 1, &expert, 1);
+    while (!gw_store_client_is_resident(f->client, expert)) { /* no poll: READY stays unread */
+        moe_sleep_ns(MOE_NS_PER_MS);
+    }
+    assert_int_equal(MOE_OK, gw_store_client_lease(f->client, expert, &lease, &f->err));
+    gw_store_client_release(f->client, &lease);
+    gw_store_client_want(f->client, 1, &expert, 1);
+    assert_int_equal(2, counter(&gw_store_client_counters(f->client)->wants_sent));
+}
+
 static void a_predicted_expert_becomes_resident(void **state)
 {
     fixture *f = *state;
@@ -385,6 +401,7 @@ int main(int argc, char **argv)
         cmocka_unit_test_setup_teardown(a_wanted_expert_arrives_with_its_bytes, setup, teardown),
         cmocka_unit_test_setup_teardown(a_resident_expert_costs_no_message, setup, teardown),
         cmocka_unit_test_setup_teardown(wanting_twice_asks_once, setup, teardown),
+        cmocka_unit_test_setup_teardown(a_leased_expert_is_wanted_no_more, setup, teardown),
         cmocka_unit_test_setup_teardown(a_predicted_expert_becomes_resident, setup, teardown),
         cmocka_unit_test_setup_teardown(leases_end_at_the_capacity, setup, teardown),
         cmocka_unit_test_setup_teardown(a_place_just_left_is_given_again, setup, teardown),
