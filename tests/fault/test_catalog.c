@@ -21,18 +21,16 @@
 #include "expert-store/tensor_names.h"
 #include "tests/support/small_store.h"
 
-static int calls_until_failure = -1; /* -1: never */
+static int calls_until_failure = -1; /* -1: never; 0: it was */
 static int failure_code;
 
 /* Is this the call that fails? */
 static bool fails_now(void)
 {
-    if (calls_until_failure < 0) {
+    if (calls_until_failure <= 0) {
         return false;
     }
-    if (calls_until_failure > 0) {
-        calls_until_failure--;
-    }
+    calls_until_failure--;
     return calls_until_failure == 0;
 }
 

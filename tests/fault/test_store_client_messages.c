@@ -23,7 +23,7 @@ enum {
     N_EXPERTS = 32,
     SLOT_BYTES = 8192,
     SEED = 7,
-    PATIENCE_S = 60,
+    PATIENCE_S = 20,
     MAX_HELD = 64,
     N_SEEDS = 6,
     N_STEPS = 12
