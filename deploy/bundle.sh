@@ -131,7 +131,7 @@ install_component programs
 [ -z "$tests" ] || install_component tests
 while read -r soname file; do
     copy_library "$soname" "$file"
-done < <(needed_libraries "$build"/bin/{expert-pack,expert-store,expert-stat,gpu-worker} \
+done < <(needed_libraries "$build"/bin/{expert-pack,expert-store,expert-stat,expert-replay,expert-doctor,gpu-worker} \
     ${tests:+"$build"/tests/test_golden "$build"/tests/test_kernels_ops})
 copy_built_in_licences
 check_self_contained
