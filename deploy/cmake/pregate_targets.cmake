@@ -47,7 +47,7 @@ endfunction()
 
 # pregate_fuzz(<module> [LIBS lib ...])
 # tests/fuzz/fuzz_<module>.c (an LLVMFuzzerTestOneInput) becomes the ctest fuzz.<module>: it replays
-# tests/fuzz/corpus/<module>, and with PREGATE_FUZZ=ON also tries new inputs. To search for longer:
+# tests/fuzz/corpus/<module>, and with PREGATE_FUZZ=ON also tries new inputs for 20 s. To search for longer:
 #   build/clang/tests/fuzz_<module> -max_total_time=600 DIR tests/fuzz/corpus/<module>
 function(pregate_fuzz module)
   cmake_parse_arguments(F "" "" "LIBS" ${ARGN})
@@ -61,7 +61,7 @@ function(pregate_fuzz module)
   else()
     target_sources(${target} PRIVATE ${PROJECT_SOURCE_DIR}/tests/fuzz/replay.c)
   endif()
-  add_test(NAME fuzz.${module} COMMAND ${target} -runs=20000 -seed=1 -artifact_prefix=${found}-
+  add_test(NAME fuzz.${module} COMMAND ${target} -max_total_time=20 -artifact_prefix=${found}-
     ${found} ${PROJECT_SOURCE_DIR}/tests/fuzz/corpus/${module})
   set_tests_properties(fuzz.${module} PROPERTIES TIMEOUT 120 LABELS fuzz)
 endfunction()
