@@ -671,6 +671,40 @@ static void a_store_that_stays_away_fails_only_the_rows_that_need_it(void **stat
     }
 }
 
+/* Four experts of each block of the stack: eight cells hold them all. Returns how many rows failed.
+ */
+static uint32_t step_of_few_experts(fixture *f, moe_stack stack)
+{
+    gw_step s;
+    choose(f, MAX_ROWS);
+    f->stack = stack;
+    for (uint32_t b = 0; b < MAX_BLOCKS; b++) {
+        for (uint32_t t = 0; t < MAX_ROWS; t++) {
+            f->ids[b][t] = (int32_t)(t % 4);
+        }
+    }
+    submit(f, &s);
+    ok(f, finish(f, &s));
+    return check_rows(f);
+}
+
+static void an_outage_leaves_the_cells_as_they_were(void **state)
+{
+    fixture *f = *state;
+    serve(f, "switch-tiny", "16384" /* two slots: what is in no cell is hardly anywhere */);
+    connect_store(f);
+    gw_pipeline_cfg cfg = config(f, GW_ON_DEMAND, 8);
+    cfg.expert_deadline_ns = 300 * MOE_NS_PER_MS;
+    open_pipeline(f, &cfg);
+    while (step_of_few_experts(f, MOE_ENCODER) > 0) {
+    }
+    kill_store(f);
+    for (int i = 0; i < 3; i++) { /* what cannot be fetched evicts nothing */
+        assert_true(step_of_few_experts(f, MOE_DECODER) > 0);
+    }
+    assert_int_equal(0, step_of_few_experts(f, MOE_ENCODER));
+}
+
 static void lost_memory_is_reported_while_cells_still_serve(void **state)
 {
     fixture *f = *state;
@@ -948,6 +982,7 @@ int main(int argc, char **argv)
         TEST(metrics_name_every_block),
         TEST(a_store_killed_in_the_middle_costs_time_only),
         TEST(a_store_that_stays_away_fails_only_the_rows_that_need_it),
+        TEST(an_outage_leaves_the_cells_as_they_were),
         TEST(lost_memory_is_reported_while_cells_still_serve),
         TEST(a_corrupt_expert_fails_its_rows_and_no_others),
         TEST(a_failing_device_ends_the_step_with_its_text),
