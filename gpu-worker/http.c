@@ -394,7 +394,8 @@ static moe_status start_daemon(gw_http *h, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    unsigned flags = MHD_USE_EPOLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
+    /* Not epoll: there an end of file that arrives with data goes unseen until the idle timeout. */
+    unsigned flags = MHD_USE_POLL_INTERNAL_THREAD | MHD_ALLOW_SUSPEND_RESUME | MHD_USE_ITC;
     if (address.ss_family == AF_INET6) {
         flags |= MHD_USE_IPv6;
     }

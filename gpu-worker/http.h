@@ -7,6 +7,7 @@
  *
  * Guards: Host header (against DNS rebinding), bearer token when a key is set (not for /health),
  * body size, connections. Errors are {"error": {message, type, param, code}}.
+ * A client that closes its connection, or only its sending half, gives its answer up.
  * Threads: one thread of libmicrohttpd handles all connections; one watcher thread notices clients
  * that went away while their answer was being computed. Engine callbacks wake connections.
  * Shutdown: gw_http_drain, then gw_http_destroy, then the engine.

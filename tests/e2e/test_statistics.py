@@ -34,10 +34,13 @@ def sent_to_store(path, *messages):
     """Speaks ZMTP 3 by hand, as far as it takes to deliver these bytes. Hanging up would drop those
     that the store has not read yet."""
     with socket.socket(socket.AF_UNIX) as s:
+        s.settimeout(e2e.PATIENCE_S)
         s.connect(path)
         s.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32))
+        s.recv(64, socket.MSG_WAITALL)
         ready = b"\x05READY" + b"\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
         s.sendall(bytes([4, len(ready)]) + ready)
+        s.recv(s.recv(2, socket.MSG_WAITALL)[1], socket.MSG_WAITALL)
         for m in messages:
             s.sendall(bytes([0, len(m)]) + m)
         yield

@@ -738,15 +738,16 @@ static void leaving_a_busy_stream_cancels(void **state)
     expect_idle();
 }
 
-static void leaving_in_the_middle_of_a_request_is_harmless(void **state)
+/* The end may arrive together with the bytes before it. */
+static void leaving_in_the_middle_of_a_request_is_noticed(void **state)
 {
     (void)state;
     gw_http_cfg cfg = config();
     serve(&cfg);
-    int fd = send_raw("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                      "Content-Length: 100\r\n\r\n{\"prompt\"");
-    moe_sleep_ns(20 * MOE_NS_PER_MS);
-    close(fd);
+    for (int i = 0; i < 10; i++) {
+        close(send_raw("POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                       "Content-Length: 100\r\n\r\n{\"prompt\""));
+    }
     expect_idle();
     assert_int_equal(0, fake.n);
 }
@@ -880,7 +881,7 @@ int main(int argc, char **argv)
         TEST(leaving_before_the_answer_cancels),
         TEST(leaving_a_stream_cancels),
         TEST(leaving_a_busy_stream_cancels),
-        TEST(leaving_in_the_middle_of_a_request_is_harmless),
+        TEST(leaving_in_the_middle_of_a_request_is_noticed),
         TEST(a_drain_waits_for_answers_and_admits_no_more),
         TEST(what_outlasts_the_drain_is_cancelled_and_told_so),
         TEST(a_stop_outlives_the_engines_last_callback),
