@@ -42,7 +42,7 @@ static void add_samples(moe_text *out, const char *key, gw_samples *s)
     static const struct {
         const char *suffix;
         double q;
-    } of[] = {{"_p50", 0.5}, {"_p90", 0.9}, {"_p99", 0.99}};
+    } of[] = {{"_min", 0}, {"_p50", 0.5}, {"_p90", 0.9}, {"_p99", 0.99}};
     char name[64];
     for (size_t i = 0; i < sizeof of / sizeof of[0]; i++) {
         snprintf(name, sizeof name, "%s%s", key, of[i].suffix);

@@ -8,7 +8,7 @@
 #include "common/status.h"
 
 /* Nearest rank: the smallest value with at least q of all at or below it. Sorts values; 0 for none.
- * q in (0, 1]. */
+ * q in [0, 1]; 0: the smallest. */
 double gw_percentile(double *values, uint32_t n, double q);
 
 /* A growing list of samples. A failed allocation is remembered: check `failed` once at the end. */

@@ -65,6 +65,7 @@ class Tiny(unittest.TestCase):
             for key, value in row.items():
                 self.assertIsNotNone(value, key)
             for q in ("ms_per_token", "first_token_ms", "block_ms", "first_block_ms"):
+                self.assertLessEqual(row[q + "_min"], row[q + "_p50"])
                 self.assertLessEqual(row[q + "_p50"], row[q + "_p90"])
                 self.assertLessEqual(row[q + "_p90"], row[q + "_p99"])
         combinations = {(r["policy"], r["batch"], r["routing"], r["cells"], r["cell_policy"])
