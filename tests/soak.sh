@@ -13,7 +13,7 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 out=$root/build/soak
 release=$root/build/release
 clang=$root/build/clang
-runs=10000000 kills=1000 hostile_s=60 loads=4 fuzz_s=0
+runs=10000000 kills=1000 hostile_s=60 loads=4 fuzz_s=0 models=spin
 while [ $# -gt 0 ]; do
     case $1 in
         --quick) runs=-1 kills=30 hostile_s=2.5 loads=3 fuzz_s=12 ;;
@@ -41,13 +41,15 @@ keep() { # name, then arguments of jq -n
     jq -n "$@" >"$out/$name.json"
 }
 
-spin_stage() {
-    local log=$out/spin.log begin=$SECONDS rc=0
-    "$root/tests/spin/run.sh" "$loads" >"$log" 2>&1 || rc=$?
-    keep spin --argjson passed "$([ $rc = 0 ] && echo true || { [ $rc = 77 ] && echo null || echo false; })" \
-        --argjson loads "$loads" --argjson states "$(grep -oE '[0-9.e+]+ states, stored' "$log" | grep -oE '^[^ ]+' || echo 0)" \
+spin_stage() { # name, loads, workers
+    local name=$1 loads=$2 workers=$3 begin=$SECONDS rc=0
+    local log=$out/$name.log
+    "$root/tests/spin/run.sh" "$loads" "$workers" >"$log" 2>&1 || rc=$?
+    keep "$name" --argjson passed "$([ $rc = 0 ] && echo true || { [ $rc = 77 ] && echo null || echo false; })" \
+        --argjson loads "$loads" --argjson workers "$workers" \
+        --argjson states "$(grep -oE '[0-9.e+]+ states, stored' "$log" | grep -oE '^[^ ]+' | head -1 | grep . || echo 0)" \
         --argjson bugs "$(grep -c '^found ' "$log")" --argjson seconds $((SECONDS - begin)) \
-        '{passed: $passed, loads: $loads, states: $states, planted_bugs_found: $bugs, seconds: $seconds}'
+        '{passed: $passed, workers: $workers, loads: $loads, states: $states, planted_bugs_found: $bugs, seconds: $seconds}'
 }
 
 last_number() { # of the lines that match a pattern
@@ -94,7 +96,9 @@ row() { # name, file of the verdict, file and jq expression of the figures
 
 table() {
     local name
-    row spin spin spin '"\(.states) states with \(.loads) loads, \(.planted_bugs_found) of 4 planted bugs found"'
+    for name in $models; do
+        row "$name" "$name" "$name" '"\(.states) states: \(.workers) workers, \(.loads) loads; planted bugs found: \(.planted_bugs_found)"'
+    done
     for name in $targets; do
         row "fuzz $name" "fuzz_$name" "fuzz_$name" '"\(.executions) executions in \(.seconds) s, \(.edges_covered) edges"'
     done
@@ -109,7 +113,11 @@ targets=$(cd "$root/tests/fuzz" && printf '%s\n' fuzz_*.c | sed 's/^fuzz_//; s/\
 build clang "$clang" $(printf 'fuzz_%s ' $targets) >"$out/build.log" 2>&1 &&
     build release "$release" expert-store expert-pack expert-stat gpu-worker hostile_client >>"$out/build.log" 2>&1 ||
     { tail -20 "$out/build.log" && exit 1; }
-spin_stage
+spin_stage spin "$loads" 2
+if [ "$loads" -gt 3 ]; then
+    models="spin spin_three"
+    spin_stage spin_three 2 3
+fi
 for target in $targets; do
     fuzz_stage "$target"
 done

@@ -9,7 +9,8 @@
  * them are searched; what one side does with its own memory in between is part of that step. All
  * accesses are sequentially consistent, which is what seq_cst gives the ones that matter. Bounded is
  * the number of loads (LOADS), and with it the generations: none repeats. With 3, 9.7 million states,
- * about 10 s and 0.6 GB; with 4, 83 million, 160 s and 3.9 GB, found correct too.
+ * about 10 s and 0.6 GB; with 4, 83 million, 160 s and 3.9 GB, found correct too. -DWORKERS=3: a third
+ * worker; with LOADS=2, 14.5 million states, found correct.
  *
  * Asserted:  a slot is not written while a live worker reads it;
  *            what a worker reads is the content its lease was taken on, at begin and end;
@@ -24,6 +25,9 @@
 #ifndef LOADS
 #define LOADS 3
 #endif
+#ifndef WORKERS
+#define WORKERS 2
+#endif
 
 #define ABSENT 0
 #define LOADING 1
@@ -37,13 +41,13 @@
 #define STATE(word) ((word) % 4)
 
 byte board[2];
-byte lease[2];
+byte lease[WORKERS];
 
 /* What the model knows and no process may ask, except `alive`, which is the worker's flock. */
 byte content[2];      /* by slot: generation of the load it holds whole; 0: none */
-bool reading[4];      /* [worker * 2 + slot] */
+bool reading[WORKERS * 2]; /* [worker * 2 + slot] */
 byte lost_on_purpose; /* generations condemned while read, one bit each */
-bool alive[2] = true;
+bool alive[WORKERS] = true;
 
 #ifdef LEASE_BY_EXPERT
 #define LEASE_OF(x, word) ((x) + 1)
@@ -98,10 +102,18 @@ dead: /* the kernel gives its lock back, and its copies have ended */
 
 /* The store's own memory, gone when it dies. */
 bool is_free[2], condemned[2];
-bool known[2]; /* lease tables it has mapped */
+bool known[WORKERS]; /* lease tables it has mapped */
 byte last_gen;
 
 #define KNOWN_NAMES(w, slot) (known[w] && NAMES(lease[w], slot))
+#if WORKERS == 3 /* a third one, where the other two are looked at in turn or together */
+#define LOOK_AT_THE_THIRD(slot) found = found || KNOWN_NAMES(2, slot);
+#define THIRD_READS(slot) || reading[4 + (slot)]
+#else
+#define LOOK_AT_THE_THIRD(slot)
+#define THIRD_READS(slot)
+#endif
+#define SOMEONE_READS(slot) (reading[slot] || reading[2 + (slot)] THIRD_READS(slot))
 #define HAS(x, slot) (STATE(board[x]) == READY && SLOT(board[x]) == (slot))
 /* The board shows what worker w reads in the slot, if it reads there. */
 #define SHOWN_AS(word, slot)                                                                       \
@@ -127,6 +139,9 @@ adopt: /* the instance lock: the reads of the dead one have landed */
     atomic {
         assert(SHOWN(0, 0) && SHOWN(0, 1));
         assert(SHOWN(1, 0) && SHOWN(1, 1));
+#if WORKERS == 3
+        assert(SHOWN(2, 0) && SHOWN(2, 1));
+#endif
         x = 0; s = 0; found = false;
         is_free[0] = false; is_free[1] = false;
         condemned[0] = false; condemned[1] = false;
@@ -134,6 +149,9 @@ adopt: /* the instance lock: the reads of the dead one have landed */
         known[0] = false; known[1] = false;
 #else
         known[0] = true; known[1] = true; /* from the registry, before anything else */
+#if WORKERS == 3
+        known[2] = true;
+#endif
 #endif
         last_gen = (GEN(board[0]) > GEN(board[1]) -> GEN(board[0]) : GEN(board[1]))
     };
@@ -142,6 +160,7 @@ adopt: /* the instance lock: the reads of the dead one have landed */
     do /* slots that no expert has: free, unless a lease names them */
     :: atomic { s < 2 && (HAS(0, s) || HAS(1, s)) -> s++ }
     :: atomic { s < 2 && !HAS(0, s) && !HAS(1, s) -> found = KNOWN_NAMES(0, s) };
+       LOOK_AT_THE_THIRD(s)
        atomic {
            found = found || KNOWN_NAMES(1, s);
            condemned[s] = found; is_free[s] = !found; found = false; s++
@@ -164,6 +183,9 @@ serve:
         :: STATE(board[x]) == READY -> s = SLOT(board[x]); goto condemn
         :: condemned[x] -> s = x; goto sweep
         :: !alive[x] && lease[x] != 0 -> lease[x] = 0; goto serve /* clean up after worker x */
+#if WORKERS == 3
+        :: !alive[2] && lease[2] != 0 -> lease[2] = 0; goto serve
+#endif
         :: goto adopt                                             /* die */
         fi
     };
@@ -172,7 +194,7 @@ load:
     atomic { is_free[s] = false; last_gen++; board[x] = WORD(last_gen, s, LOADING) };
     if
     :: atomic { /* the first byte lands */
-        assert(!reading[s] && !reading[2 + s]);
+        assert(!SOMEONE_READS(s));
         content[s] = 0
     }
     :: goto adopt
@@ -187,6 +209,7 @@ load:
 
 evict:
     found = KNOWN_NAMES(0, s); /* 1 */
+    LOOK_AT_THE_THIRD(s)
     atomic {
         found = found || KNOWN_NAMES(1, s);
         if
@@ -199,6 +222,7 @@ evict:
     :: found = KNOWN_NAMES(0, s) /* 3 */
     :: goto adopt
     fi;
+    LOOK_AT_THE_THIRD(s)
     found = found || KNOWN_NAMES(1, s);
     if /* 4 */
     :: atomic { found -> board[x] = WORD(GEN(board[x]), s, READY) }
@@ -211,7 +235,7 @@ condemn:
     atomic {
         condemned[s] = true;
         if
-        :: reading[s] || reading[2 + s] -> lost_on_purpose = lost_on_purpose | (1 << GEN(board[x]))
+        :: SOMEONE_READS(s) -> lost_on_purpose = lost_on_purpose | (1 << GEN(board[x]))
         :: else
         fi;
         board[x] = WORD(GEN(board[x]), s, ABSENT)
@@ -220,6 +244,7 @@ condemn:
 
 sweep:
     found = KNOWN_NAMES(0, s);
+    LOOK_AT_THE_THIRD(s)
     atomic {
         found = found || KNOWN_NAMES(1, s);
         if
@@ -232,5 +257,10 @@ sweep:
 
 init
 {
-    atomic { run store(); run worker(0); run worker(1) }
+    atomic {
+        run store(); run worker(0); run worker(1);
+#if WORKERS == 3
+        run worker(2)
+#endif
+    }
 }
