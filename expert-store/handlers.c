@@ -336,7 +336,7 @@ static moe_status on_stats(xs_store *s, const origin *from, moe_err *err)
 {
     moe_metrics metrics;
     moe_metrics_init(&metrics);
-    xs_store_metrics(s, (s->in.plain.flags & 1u) != 0, from->now_ns, &metrics);
+    xs_store_metrics(s, s->in.plain.flags, from->now_ns, &metrics);
     if (metrics.failed) {
         moe_metrics_fini(&metrics);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "list of statistics");

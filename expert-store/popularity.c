@@ -5,7 +5,6 @@
 #include <stdlib.h>
 
 enum {
-    ONE_USE_SHIFT = 16, /* so that a single use still counts after 16 halvings */
     /* Long enough to tell neighbours apart, short enough to follow a new topic: 4 to 8 lose little
      * on either in memories of 10 to 50 % (tests/bench/eviction.sh). */
     USES_PER_EXPERT = 6,
@@ -48,7 +47,7 @@ static void add(xs_popularity *p, uint32_t expert, uint64_t n_uses)
 {
     MOE_ASSERT(expert < p->n);
     uint64_t n = n_uses < MAX_USES_AT_ONCE ? n_uses : MAX_USES_AT_ONCE;
-    p->counts[expert] = xs_popularity_get(p, expert) + (n << ONE_USE_SHIFT);
+    p->counts[expert] = xs_popularity_get(p, expert) + n * XS_ONE_USE;
     p->halvings[expert] = (uint32_t)(p->uses / p->period);
 }
 

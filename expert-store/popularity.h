@@ -14,8 +14,10 @@
 
 #include "common/status.h"
 
+enum { XS_ONE_USE = 1 << 16 }; /* a use that was just seen, in the unit of counts */
+
 typedef struct xs_popularity {
-    uint64_t *counts;   /* [n] owned; in 1/65536 uses, halved `halvings[x]` times */
+    uint64_t *counts;   /* [n] owned; in 1/XS_ONE_USE, halved `halvings[x]` times */
     uint32_t *halvings; /* [n] owned */
     uint32_t n;
     uint64_t period;

@@ -479,15 +479,27 @@ uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state)
     return xs_slot_pool_count(r->pool, state);
 }
 
-uint32_t xs_residency_leased(xs_residency *r)
+const bool *xs_residency_mark_leased(xs_residency *r)
 {
     memset(r->leased, 0, r->cfg.n_slots * sizeof *r->leased);
     (void)xs_lease_view_mark(r->cfg.leases, r->leased, r->cfg.n_slots);
+    return r->leased;
+}
+
+uint32_t xs_residency_leased(xs_residency *r)
+{
+    const bool *leased = xs_residency_mark_leased(r);
     uint32_t n = 0;
     for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
-        n += r->leased[i];
+        n += leased[i];
     }
     return n;
+}
+
+uint64_t xs_residency_recent_uses(xs_residency *r, uint32_t expert)
+{
+    note_uses(r, expert, uses_only(r, expert));
+    return xs_popularity_get(&r->popularity, expert) / XS_ONE_USE;
 }
 
 void xs_residency_hold(xs_residency *r, uint32_t slot)

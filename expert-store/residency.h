@@ -77,6 +77,10 @@ uint32_t xs_residency_slot_of(const xs_residency *r, uint32_t expert);
 xs_slot *xs_residency_slot(xs_residency *r, uint32_t slot);
 uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state);
 uint32_t xs_residency_leased(xs_residency *r); /* slots that a lease names now */
+/* [n_slots], true where a lease names the slot; valid until the next call of anything here. */
+const bool *xs_residency_mark_leased(xs_residency *r);
+/* Uses by all workers, older ones counting less (popularity.h). */
+uint64_t xs_residency_recent_uses(xs_residency *r, uint32_t expert);
 
 /* ABSENT or FAILED -> LOADING, in a free slot or an evicted one. Speculative classes leave
  * predicted experts alone; under PREDICTED a demand does too, while anything else may go.

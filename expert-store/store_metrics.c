@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "expert-store/machine.h"
+#include "proto/expert_map.h"
 
 typedef struct list {
     moe_metrics *out; /* borrowed */
@@ -380,7 +381,46 @@ static void add_blocks(const list *l, const xs_store *s, bool per_block)
     }
 }
 
-void xs_store_metrics(xs_store *s, bool per_block, int64_t now_ns, moe_metrics *out)
+/* ---- maps ---- */
+
+static wire_map_place place_of(xs_store *s, uint32_t expert, const bool *leased)
+{
+    moe_board_state state = xs_residency_state(s->residency, expert);
+    if (state == MOE_BOARD_READY) {
+        return leased[xs_residency_slot_of(s->residency, expert)] ? WIRE_MAP_LEASED : WIRE_MAP_SLOT;
+    }
+    return state == MOE_BOARD_LOADING ? WIRE_MAP_LOADING : WIRE_MAP_DRIVE;
+}
+
+/* Without the label of the store: these are for pictures, and labels are short. */
+static void add_map(const list *l, xs_store *s, uint32_t block, uint32_t from, const bool *leased)
+{
+    char name[16];
+    char map[WIRE_MAP_EXPERTS + 1] = "";
+    uint32_t left = s->model.shape.n_experts - from;
+    uint32_t n = left < WIRE_MAP_EXPERTS ? left : WIRE_MAP_EXPERTS;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t expert = block * s->model.shape.n_experts + from + i;
+        map[i] = wire_map_char(place_of(s, expert, leased),
+                               wire_map_heat(xs_residency_recent_uses(s->residency, expert)));
+    }
+    moe_block_name(&s->model.shape, block, name, sizeof name);
+    moe_metrics_add(l->out, MOE_METRIC_GAUGE, WIRE_MAP_METRIC,
+                    "Always 1; where experts are and how much they are used", 1,
+                    "block=\"%s\",from=\"%u\",map=\"%s\"", name, from, map);
+}
+
+static void add_maps(const list *l, xs_store *s)
+{
+    const bool *leased = xs_residency_mark_leased(s->residency);
+    for (uint32_t b = 0; b < s->model.shape.n_blocks_total; b++) {
+        for (uint32_t from = 0; from < s->model.shape.n_experts; from += WIRE_MAP_EXPERTS) {
+            add_map(l, s, b, from, leased);
+        }
+    }
+}
+
+void xs_store_metrics(xs_store *s, uint32_t flags, int64_t now_ns, moe_metrics *out)
 {
     list l = {.out = out};
     if (s->cfg->metrics_name[0] != '\0') {
@@ -394,5 +434,8 @@ void xs_store_metrics(xs_store *s, bool per_block, int64_t now_ns, moe_metrics *
     add_queue(&l, s);
     add_reads(&l, s);
     add_workers(&l, s);
-    add_blocks(&l, s, per_block);
+    add_blocks(&l, s, (flags & WIRE_STATS_BLOCKS) != 0);
+    if ((flags & WIRE_STATS_MAPS) != 0) {
+        add_maps(&l, s);
+    }
 }

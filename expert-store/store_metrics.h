@@ -10,7 +10,8 @@
 #include "common/metrics.h"
 #include "expert-store/store_state.h"
 
-/* Appends to an initialised list. per_block adds samples with a block="enc0" label. */
-void xs_store_metrics(xs_store *s, bool per_block, int64_t now_ns, moe_metrics *out);
+/* Appends to an initialised list. flags: WIRE_STATS_BLOCKS gives samples with a block="enc0" label
+ * instead of sums over blocks, WIRE_STATS_MAPS adds proto/expert_map.h. */
+void xs_store_metrics(xs_store *s, uint32_t flags, int64_t now_ns, moe_metrics *out);
 
 #endif

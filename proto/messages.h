@@ -116,7 +116,8 @@ typedef struct wire_failed {
     uint32_t experts[WIRE_MAX_EXPERTS];
 } wire_failed;
 
-typedef struct wire_plain { /* STATS (flags bit 0: per block), DRAIN, PING, PONG */
+enum { WIRE_STATS_BLOCKS = 1, WIRE_STATS_MAPS = 2 }; /* flags of STATS */
+typedef struct wire_plain {                          /* STATS, DRAIN, PING, PONG */
     wire_header h;
     uint32_t flags;
 } wire_plain;

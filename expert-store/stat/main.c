@@ -1,11 +1,14 @@
 /* main.c - program expert-stat: what a store is doing, for people and for programs; and the
  * operator's orders. Exit status: 0, 1 when the store does not answer or refuses, 2 for wrong
  * settings. One thread. */
+#include <langinfo.h>
+#include <locale.h>
 #include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "common/clock.h"
@@ -13,10 +16,11 @@
 #include "expert-store/stat/expert_list.h"
 #include "expert-store/stat/stat_client.h"
 #include "expert-store/stat/stat_table.h"
+#include "expert-store/stat/watch_view.h"
 
 typedef struct stat_config {
     char endpoint[MOE_CFG_STR_BYTES];
-    bool watch, json, prometheus, per_block, drain;
+    bool watch, json, prometheus, per_block, color, drain;
     char prefetch[MOE_CFG_STR_BYTES], pin[MOE_CFG_STR_BYTES], unpin[MOE_CFG_STR_BYTES],
         evict[MOE_CFG_STR_BYTES];
 } stat_config;
@@ -29,6 +33,7 @@ static const moe_config_row rows[] = {
     ROW(json, MOE_CFG_BOOL, "false", "print JSON; with --watch one line each time"),
     ROW(prometheus, MOE_CFG_BOOL, "false", "print the Prometheus text format"),
     ROW(per_block, MOE_CFG_BOOL, "false", "one line per MoE block"),
+    ROW(color, MOE_CFG_BOOL, "true", "colours in --watch on a terminal; without them letters"),
     ROW(prefetch, MOE_CFG_STR, "", "read these experts into memory: all, 0-15, dec0, enc1:3-5,..."),
     ROW(pin, MOE_CFG_STR, "", "never evict these experts"),
     ROW(unpin, MOE_CFG_STR, "", "take --pin back"),
@@ -55,6 +60,22 @@ static int fail(const moe_err *err, int code)
 
 /* ---- showing ---- */
 
+/* A screen that is drawn over and over; everything else is printed line after line. */
+static bool draws(const stat_config *cfg)
+{
+    return cfg->watch && !cfg->json && !cfg->prometheus && !cfg->per_block && isatty(STDOUT_FILENO);
+}
+
+static xs_screen find_screen(const stat_config *cfg)
+{
+    struct winsize size = {0};
+    bool known = ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 && size.ws_row > 0;
+    return (xs_screen){.columns = known ? size.ws_col : 80,
+                       .rows = known ? size.ws_row - 1u : 23,
+                       .color = cfg->color,
+                       .utf8 = strcmp(nl_langinfo(CODESET), "UTF-8") == 0};
+}
+
 static moe_status format(const stat_config *cfg, const moe_metrics *now, const moe_metrics *earlier,
                          double seconds, moe_text *out, moe_err *err)
 {
@@ -66,7 +87,10 @@ static moe_status format(const stat_config *cfg, const moe_metrics *now, const m
     if (cfg->prometheus) {
         return moe_metrics_prometheus(now, out, err);
     }
-    if (cfg->per_block) {
+    if (draws(cfg)) {
+        const xs_screen screen = find_screen(cfg);
+        xs_watch_view(now, earlier, seconds, &screen, out);
+    } else if (cfg->per_block) {
         xs_stat_table_blocks(now, out);
     } else {
         xs_stat_table(now, earlier, seconds, out);
@@ -74,17 +98,34 @@ static moe_status format(const stat_config *cfg, const moe_metrics *now, const m
     return moe_text_finish(out, err);
 }
 
+/* Over what is there, each line cleared behind its end, so that nothing flickers. */
+static void redraw(const moe_text *text)
+{
+    static const char home[] = "\033[H";
+    static const char clear_line[] = "\033[K\n";
+    static const char clear_below[] = "\033[J";
+    fputs(home, stdout);
+    for (const char *at = text->data; *at != '\0';) {
+        size_t n = strcspn(at, "\n");
+        fwrite(at, 1, n, stdout);
+        fputs(at[n] != '\0' ? clear_line : "", stdout);
+        at += n + (at[n] != '\0');
+    }
+    fputs(clear_below, stdout);
+}
+
 static moe_status print(const stat_config *cfg, const moe_metrics *now, const moe_metrics *earlier,
                         double seconds, moe_err *err)
 {
-    static const char clear_screen[] = "\033[H\033[2J";
     moe_text text;
     moe_text_init(&text);
     moe_status st = format(cfg, now, earlier, seconds, &text, err);
     if (st == MOE_OK) {
-        bool redraw = cfg->watch && !cfg->json && !cfg->prometheus && isatty(STDOUT_FILENO);
-        fputs(redraw ? clear_screen : "", stdout);
-        fwrite(text.data, 1, text.len, stdout);
+        if (cfg->watch && !cfg->json && !cfg->prometheus && isatty(STDOUT_FILENO)) {
+            redraw(&text);
+        } else {
+            fwrite(text.data, 1, text.len, stdout);
+        }
         fflush(stdout);
     }
     moe_text_fini(&text);
@@ -105,11 +146,14 @@ static moe_status show(const stat_config *cfg, xs_stat_client *client, double pe
     moe_metrics earlier;
     moe_metrics_init(&earlier);
     int64_t earlier_ns = 0;
+    const uint32_t flags = draws(cfg)       ? WIRE_STATS_BLOCKS | WIRE_STATS_MAPS
+                           : cfg->per_block ? WIRE_STATS_BLOCKS
+                                            : 0;
     moe_status st = MOE_OK;
     do {
         moe_metrics now;
         moe_metrics_init(&now);
-        st = xs_stat_fetch(client, cfg->per_block, &now, err);
+        st = xs_stat_fetch(client, flags, &now, err);
         int64_t now_ns = moe_now_ns();
         if (st == MOE_OK) {
             double seconds = (double)(now_ns - earlier_ns) / (double)MOE_NS_PER_S;
@@ -135,7 +179,7 @@ static moe_status learn_space(const stat_config *cfg, xs_expert_space *out, moe_
     moe_metrics_init(&m);
     moe_status st = xs_stat_open(&client, cfg->endpoint, false, err);
     if (st == MOE_OK) {
-        st = xs_stat_fetch(&client, false, &m, err);
+        st = xs_stat_fetch(&client, 0, &m, err);
     }
     if (st == MOE_OK) {
         *out = (xs_expert_space){
@@ -247,6 +291,7 @@ int main(int argc, char **argv)
 {
     static stat_config cfg;
     moe_err err = {0};
+    (void)setlocale(LC_CTYPE, ""); /* only to know whether the terminal takes UTF-8 */
     const char *period = NULL;
     uint32_t n_positional = 0;
     double period_s = 1;

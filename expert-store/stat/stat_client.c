@@ -83,9 +83,9 @@ static moe_status ask(xs_stat_client *c, wire_kind expected, moe_err *err)
     return MOE_OK;
 }
 
-moe_status xs_stat_fetch(xs_stat_client *c, bool per_block, moe_metrics *out_metrics, moe_err *err)
+moe_status xs_stat_fetch(xs_stat_client *c, uint32_t flags, moe_metrics *out_metrics, moe_err *err)
 {
-    c->question.plain = (wire_plain){.h.kind = WIRE_STATS, .flags = per_block ? 1 : 0};
+    c->question.plain = (wire_plain){.h.kind = WIRE_STATS, .flags = flags};
     moe_status st = ask(c, WIRE_STATS_REPLY, err);
     if (st == MOE_OK) {
         *out_metrics = c->answer.stats_reply.metrics;

@@ -22,8 +22,9 @@ typedef struct xs_stat_client {
 MOE_MUST_CHECK moe_status xs_stat_open(xs_stat_client *c, const char *endpoint, bool admin,
                                        moe_err *err);
 void xs_stat_close(xs_stat_client *c); /* accepts a zeroed one */
-/* *out_metrics is the caller's: moe_metrics_fini. MOE_ERR_DISCONNECTED: no store answers. */
-MOE_MUST_CHECK moe_status xs_stat_fetch(xs_stat_client *c, bool per_block, moe_metrics *out_metrics,
+/* flags: WIRE_STATS_*. *out_metrics is the caller's: moe_metrics_fini. MOE_ERR_DISCONNECTED: no
+ * store answers. */
+MOE_MUST_CHECK moe_status xs_stat_fetch(xs_stat_client *c, uint32_t flags, moe_metrics *out_metrics,
                                         moe_err *err);
 /* PREFETCH, PIN (pin = 1 or 0) or EVICT with n <= WIRE_MAX_EXPERTS, or DRAIN with n = 0. The
  * store's own words in out_text (WIRE_MAX_TEXT); its refusal is the returned status. */

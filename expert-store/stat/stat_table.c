@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "expert-store/stat/lookup.h"
+
 typedef struct view {
     const moe_metrics *now, *earlier; /* borrowed; earlier may be NULL */
     double seconds;
@@ -58,27 +60,9 @@ void xs_human_seconds(double s, char *out, size_t out_bytes)
 
 /* ---- looking into lists ---- */
 
-static bool has_label(const moe_metric *item, const char *label)
-{
-    return label == NULL || strstr(item->labels, label) != NULL;
-}
-
-/* Sum of all samples of that name whose labels contain `label` (NULL: all); NaN when absent. */
-static double sum_of(const moe_metrics *m, const char *name, const char *label)
-{
-    double sum = NAN;
-    for (uint32_t i = 0; m != NULL && i < m->n; i++) {
-        const moe_metric *item = &m->items[i];
-        if (item->suffix[0] == '\0' && strcmp(item->name, name) == 0 && has_label(item, label)) {
-            sum = (isnan(sum) ? 0 : sum) + item->value;
-        }
-    }
-    return sum;
-}
-
 static double labelled(const view *v, const char *name, const char *label)
 {
-    double sum = sum_of(v->now, name, label);
+    double sum = xs_stat_sum(v->now, name, label);
     return isnan(sum) ? 0 : sum;
 }
 
@@ -89,56 +73,17 @@ static double value(const view *v, const char *name)
 
 static double rate(const view *v, const char *name)
 {
-    double before = sum_of(v->earlier, name, NULL);
+    double before = xs_stat_sum(v->earlier, name, NULL);
     return v->seconds > 0 ? (value(v, name) - before) / v->seconds : NAN;
-}
-
-double xs_histogram_quantile(const moe_metrics *m, const char *name, double q)
-{
-    double count = 0;
-    for (uint32_t i = 0; i < m->n; i++) {
-        if (strcmp(m->items[i].name, name) == 0 && strcmp(m->items[i].suffix, "_count") == 0) {
-            count = m->items[i].value;
-        }
-    }
-    for (uint32_t i = 0; i < m->n && count > 0; i++) {
-        const moe_metric *item = &m->items[i];
-        const char *le = strstr(item->labels, "le=\"");
-        if (strcmp(item->name, name) == 0 && strcmp(item->suffix, "_bucket") == 0 && le != NULL &&
-            item->value >= q * count) {
-            return strtod(le + strlen("le=\""), NULL);
-        }
-    }
-    return NAN;
-}
-
-/* The text of a label, e.g. label_text(item, "model") for model="switch". */
-static void label_text(const moe_metric *item, const char *label, char *out, size_t out_bytes)
-{
-    char key[40];
-    snprintf(key, sizeof key, "%s=\"", label);
-    const char *at = strstr(item->labels, key);
-    at = at != NULL ? at + strlen(key) : "";
-    snprintf(out, out_bytes, "%.*s", (int)strcspn(at, "\""), at);
-}
-
-static const moe_metric *find(const moe_metrics *m, const char *name)
-{
-    for (uint32_t i = 0; i < m->n; i++) {
-        if (strcmp(m->items[i].name, name) == 0) {
-            return &m->items[i];
-        }
-    }
-    return NULL;
 }
 
 static void label_of(const view *v, const char *name, const char *label, char *out,
                      size_t out_bytes)
 {
-    const moe_metric *item = find(v->now, name);
+    const moe_metric *item = xs_stat_find(v->now, name);
     snprintf(out, out_bytes, "-");
     if (item != NULL) {
-        label_text(item, label, out, out_bytes);
+        xs_stat_label(item, label, out, out_bytes);
     }
 }
 
@@ -184,7 +129,7 @@ static void quantile_line(const view *v, const char *what, const char *name)
     char text[128];
     static const double q[3] = {0.5, 0.9, 0.99};
     for (int i = 0; i < 3; i++) {
-        xs_human_seconds(xs_histogram_quantile(v->now, name, q[i]), p[i], sizeof p[i]);
+        xs_human_seconds(xs_stat_quantile(v->now, NULL, name, q[i]), p[i], sizeof p[i]);
     }
     snprintf(text, sizeof text, "p50 %-10s p90 %-10s p99 %s", p[0], p[1], p[2]);
     line(v, what, text);
@@ -323,12 +268,12 @@ void xs_stat_table_blocks(const moe_metrics *now, moe_text *out)
         if (strcmp(now->items[i].name, "pregate_store_block_ready") != 0) {
             continue;
         }
-        label_text(&now->items[i], "block", block, sizeof block);
+        xs_stat_label(&now->items[i], "block", block, sizeof block);
         snprintf(label, sizeof label, "block=\"%s\"", block);
         moe_text_printf(out, "%-8s", block);
         for (size_t c = 0; c < sizeof columns / sizeof columns[0]; c++) {
             char n[32];
-            double sum = sum_of(now, columns[c], label);
+            double sum = xs_stat_sum(now, columns[c], label);
             xs_human_count(isnan(sum) ? 0 : sum, n, sizeof n);
             moe_text_printf(out, " %10s", n);
         }

@@ -16,7 +16,5 @@ void xs_stat_table_blocks(const moe_metrics *now, moe_text *out);
 void xs_human_bytes(double bytes, char *out, size_t out_bytes);
 void xs_human_count(double n, char *out, size_t out_bytes);
 void xs_human_seconds(double s, char *out, size_t out_bytes);
-/* q in (0, 1] from the _bucket samples of a histogram; NaN when it is empty or absent. */
-double xs_histogram_quantile(const moe_metrics *m, const char *name, double q);
 
 #endif

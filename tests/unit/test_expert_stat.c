@@ -11,6 +11,7 @@
 
 #include "common/metrics.h"
 #include "expert-store/stat/expert_list.h"
+#include "expert-store/stat/lookup.h"
 #include "expert-store/stat/stat_table.h"
 
 /* ---- lists ---- */
@@ -126,11 +127,11 @@ static void quantiles_come_from_buckets(void **state)
         moe_histogram_add_ns(&h, 100 * 1000 * 1000);
     }
     moe_metrics_add_histogram(&m, "full", "", &h, "%s", "");
-    assert_true(isnan(xs_histogram_quantile(&m, "empty", 0.5)));
-    assert_true(isnan(xs_histogram_quantile(&m, "absent", 0.5)));
-    assert_true(fabs(xs_histogram_quantile(&m, "full", 0.5) - 0.001024) < 1e-9);
-    assert_true(fabs(xs_histogram_quantile(&m, "full", 0.9) - 0.001024) < 1e-9);
-    assert_true(fabs(xs_histogram_quantile(&m, "full", 0.99) - 0.131072) < 1e-9);
+    assert_true(isnan(xs_stat_quantile(&m, NULL, "empty", 0.5)));
+    assert_true(isnan(xs_stat_quantile(&m, NULL, "absent", 0.5)));
+    assert_true(fabs(xs_stat_quantile(&m, NULL, "full", 0.5) - 0.001024) < 1e-9);
+    assert_true(fabs(xs_stat_quantile(&m, NULL, "full", 0.9) - 0.001024) < 1e-9);
+    assert_true(fabs(xs_stat_quantile(&m, NULL, "full", 0.99) - 0.131072) < 1e-9);
     moe_metrics_fini(&m);
 }
 

@@ -7,7 +7,7 @@
 
 #include "expert-store/popularity.h"
 
-enum { ONE = 1 << 16 };
+enum { ONE = XS_ONE_USE };
 
 static void uses_add_up(void **state)
 {
