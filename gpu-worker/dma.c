@@ -223,8 +223,11 @@ static void finish(gw_dma *d, uint32_t index, int64_t end_ns, gw_landing *out)
     transfer *t = &d->transfers[index];
     moe_worker_counters *n = gw_store_client_counters(d->cfg.client);
     bool complete = bytes_left(d, t) == 0;
-    *out = (gw_landing){
-        .cell = t->cell, .complete = complete, .begin_ns = t->begin_ns, .end_ns = end_ns};
+    *out = (gw_landing){.cell = t->cell,
+                        .complete = complete,
+                        .begin_ns = t->begin_ns,
+                        .end_ns = end_ns,
+                        .bytes = t->queued_bytes};
     atomic_fetch_add_explicit(&n->copies, complete, memory_order_relaxed);
     atomic_fetch_add_explicit(&n->copies_pageable, complete && !d->cfg.pinned,
                               memory_order_relaxed);

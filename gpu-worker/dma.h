@@ -37,7 +37,8 @@ typedef struct gw_dma_cfg {
 typedef struct gw_landing {
     uint32_t cell;
     bool complete;            /* false: abandoned on the way, the cell holds no expert */
-    int64_t begin_ns, end_ns; /* on the link */
+    int64_t begin_ns, end_ns; /* on the link; begin 0: nothing crossed it */
+    uint64_t bytes;           /* that crossed it */
 } gw_landing;
 
 typedef struct gw_dma gw_dma;

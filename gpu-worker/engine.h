@@ -14,6 +14,7 @@
 #include "common/metrics.h"
 #include "common/model_shape.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/prediction.h"
 #include "gpu-worker/routing_log.h"
 
 typedef struct gw_engine_cfg {
@@ -30,6 +31,10 @@ typedef struct gw_engine_cfg {
     uint32_t max_input_tokens, max_output_tokens;
     uint32_t max_encode_tokens; /* prompt tokens of one encode step; >= max_input_tokens */
     bool checkpoint_capacity;   /* --expert-capacity checkpoint */
+    gw_predict predict;         /* who guesses, for PREGATED on an ordinary checkpoint */
+    uint32_t predict_top;       /* guesses per token; 0: one */
+    uint32_t lookahead;         /* blocks ahead that are guessed; 0: one */
+    uint64_t predict_bytes;     /* guessed copies of one step; 0: as the cells allow */
     bool record_gates;          /* records may want gates: costs memory for them, mapped */
     int64_t expert_deadline_ns;
     gw_trace *trace;             /* borrowed, may be NULL */

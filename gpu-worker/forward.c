@@ -12,6 +12,7 @@ struct gw_forward {
     gw_forward_cfg cfg;
     gw_workspace ws;                  /* owned */
     const gw_routing_source *routing; /* borrowed; NULL: gates choose */
+    bool has_next_guess;              /* ws.next_guess is of the latest decode step */
 };
 
 /* One step being submitted. */
@@ -25,6 +26,7 @@ struct pass {
     gw_step step;
     uint32_t n_rows, n_seqs;
     uint32_t max_self_len, max_cross_len;
+    bool continues; /* a sequence was in the decode step before */
     bool want_record, want_logits;
     moe_status st;
     moe_err *err;
@@ -202,20 +204,20 @@ static krn_routing record_of(const struct pass *p, uint32_t b)
 
 /* Who computes what: probabilities, choices, and rows sorted by expert. The gate chooses into
  * `chosen`; `out`, the same or another record, is what gets sorted. */
-static void gate(struct pass *p, const gw_weight *w, uint32_t capacity, const krn_routing *chosen,
-                 const krn_routing *out)
+static void gate(struct pass *p, const gw_weight *w, uint32_t top_k, uint32_t capacity,
+                 const krn_routing *chosen, const krn_routing *out)
 {
     const krn_gate_topk_args choose = {.n_rows = p->n_rows,
                                        .d_model = w->cols,
                                        .n_experts = w->rows,
-                                       .top_k = p->shape->top_k,
+                                       .top_k = top_k,
                                        .w_dtype = w->dtype,
                                        .h = p->ws->h,
                                        .w = w->data,
                                        .out = *chosen};
     const krn_dispatch_args sort = {.n_rows = p->n_rows,
                                     .n_experts = w->rows,
-                                    .top_k = p->shape->top_k,
+                                    .top_k = top_k,
                                     .capacity = capacity,
                                     .n_seqs = p->n_seqs,
                                     .routing = *out,
@@ -252,6 +254,32 @@ static void publish_all_experts(struct pass *p, uint32_t block)
     publish(p, (krn_publish_args){.all_experts = true}, KRN_MAIL_GUESSED, block);
 }
 
+/* What this block's h says about blocks ahead: of this step at once, of the next token's first
+ * block when the next step begins. */
+static void guess_ahead(struct pass *p, uint32_t b)
+{
+    const gw_forward_cfg *cfg = &p->f->cfg;
+    uint32_t top = cfg->predict_top < p->shape->n_experts ? cfg->predict_top : p->shape->n_experts;
+    gw_prediction what;
+    for (uint32_t n = 1; n <= cfg->lookahead; n++) {
+        if (!gw_prediction_of(p->shape, p->stack, b, n, &what) || (what.next_token && n > 1)) {
+            return;
+        }
+        const gw_weight *w =
+            gw_predictor_for(cfg->predictors, cfg->weights, p->shape, cfg->predict, &what);
+        if (w == NULL) {
+            continue;
+        }
+        const krn_routing *guess = what.next_token ? &p->ws->next_guess : &p->ws->guess;
+        gate(p, w, top, 0, guess, guess);
+        if (what.next_token) {
+            p->f->has_next_guess = ok(p);
+        } else {
+            publish_choice(p, KRN_MAIL_GUESSED, what.target, guess);
+        }
+    }
+}
+
 /* The gate position of block b: this block's record is complete afterwards, and on a pre-gated
  * checkpoint the next block's too. */
 static void route(struct pass *p, const gw_layer_weights *w, uint32_t b, const krn_routing *mine)
@@ -260,25 +288,19 @@ static void route(struct pass *p, const gw_layer_weights *w, uint32_t b, const k
     uint32_t capacity = p->stack == MOE_ENCODER ? p->f->cfg.expert_capacity : 0;
     bool pregated = p->shape->pregate_lookahead > 0;
     if (b == 0 || !pregated) {
-        gate(p, &w->router, capacity, &p->ws->routing[b % 2], mine);
+        gate(p, &w->router, p->shape->top_k, capacity, &p->ws->routing[b % 2], mine);
         publish_choice(p, KRN_MAIL_ROUTED, b, mine);
     } else if (p->step.publish_at_use) {
         publish_choice(p, KRN_MAIL_ROUTED, b, mine);
     }
-    if (b + 1 == stack->n_blocks) {
-        return;
-    }
-    if (pregated) {
+    if (pregated && b + 1 < stack->n_blocks) {
         const krn_routing theirs = record_of(p, b + 1);
-        gate(p, &w->pregate, capacity, &p->ws->routing[(b + 1) % 2], &theirs);
+        gate(p, &w->pregate, p->shape->top_k, capacity, &p->ws->routing[(b + 1) % 2], &theirs);
         if (!p->step.publish_at_use) {
             publish_choice(p, KRN_MAIL_ROUTED, b + 1, &theirs);
         }
     } else if (p->step.publish_guess) {
-        uint32_t next_layer = stack->layer_of_block[b + 1];
-        gate(p, &p->f->cfg.weights->stack[p->stack].layer[next_layer].router, 0, &p->ws->guess,
-             &p->ws->guess);
-        publish_choice(p, KRN_MAIL_GUESSED, b + 1, &p->ws->guess);
+        guess_ahead(p, b);
     }
 }
 
@@ -374,6 +396,12 @@ static void begin(struct pass *p)
     }
     if (p->step.publish_all && p->shape->stack[p->stack].n_blocks > 0) {
         publish_all_experts(p, 0);
+    }
+    if (p->stack == MOE_DECODER) {
+        if (p->f->has_next_guess && p->continues && p->step.publish_guess) {
+            publish_choice(p, KRN_MAIL_GUESSED, 0, &ws->next_guess);
+        }
+        p->f->has_next_guess = false;
     }
     embed(p, &p->f->cfg.weights->stack[p->stack].embed);
 }
@@ -477,6 +505,7 @@ static void describe_tokens(struct pass *p, gw_sequence *const *seqs)
         in->cross_len[s] = (int32_t)seq->request.n_input;
         p->max_self_len = larger(p->max_self_len, seq->position + 1);
         p->max_cross_len = larger(p->max_cross_len, seq->request.n_input);
+        p->continues = p->continues || seq->position > 0;
     }
 }
 
@@ -551,12 +580,15 @@ moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out, moe_er
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "forward pass");
     }
     f->cfg = *cfg;
+    f->cfg.predict_top = larger(cfg->predict_top, 1);
+    f->cfg.lookahead = larger(cfg->lookahead, 1);
     const gw_workspace_cfg ws = {.ops = cfg->ops,
                                  .device = cfg->device,
                                  .shape = cfg->shape,
                                  .max_rows = larger(cfg->max_rows, cfg->max_batch),
                                  .max_batch = cfg->max_batch,
-                                 .record_gates = cfg->record_gates};
+                                 .record_gates = cfg->record_gates,
+                                 .guess_top = f->cfg.predict_top};
     moe_status st = gw_workspace_init(&ws, &f->ws, err);
     if (st != MOE_OK) {
         free(f);

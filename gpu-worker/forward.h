@@ -13,6 +13,10 @@
  *     ordinary checkpoint   block b's router, from block b's own h
  *     pre-gated checkpoint  block 0's router for itself; block b's pre-gate, from block b's own h,
  *                           decides block b + 1 of the same stack
+ * On an ordinary checkpoint the pregated policy guesses records, too: block b's h says by a
+ * predictor (prediction.h), or untrained by the next router, which experts the blocks ahead may
+ * need; the last decoder block's says it for the first block of the next step. Nothing is computed
+ * from a guess.
  * Nothing goes from one token, or from the encoder, to the next. The host does not synchronise
  * inside a step: experts arrive through the pipeline's waves (pipeline.h).
  * Called by the engine thread. Shutdown: destroy, once nothing is enqueued any more.
@@ -25,6 +29,7 @@
 #include "gpu-worker/dense_weights.h"
 #include "gpu-worker/kv_cache.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/predictor.h"
 #include "gpu-worker/routing_source.h"
 #include "gpu-worker/sequence.h"
 
@@ -40,6 +45,11 @@ typedef struct gw_forward_cfg {
     uint32_t expert_capacity;        /* tokens per sequence and expert in an encode step; 0: all */
     uint32_t max_rows, max_batch;
     bool record_gates; /* a recorded step brings what gates saw to the host */
+    /* PREGATED on an ordinary checkpoint */
+    const gw_predictors *predictors; /* borrowed */
+    gw_predict predict;
+    uint32_t predict_top; /* guesses per row; 0: one */
+    uint32_t lookahead;   /* blocks ahead that are guessed; 0: one */
 } gw_forward_cfg;
 
 typedef struct gw_forward gw_forward;

@@ -13,6 +13,7 @@
 #include "common/dtype.h"
 #include "gpu-worker/fetch_thread.h"
 #include "gpu-worker/plan.h"
+#include "gpu-worker/prediction.h"
 
 enum { CELL_ALIGN = 256 };
 
@@ -33,8 +34,8 @@ struct gw_pipeline {
     gw_fetch *fetch;    /* owned */
 
     moe_histogram wave_wait, store_wait;
-    _Atomic uint64_t guesses_passed_over;
-    uint64_t step; /* the latest */
+    gw_speculation *speculation; /* [n_blocks_total] owned */
+    uint64_t step;               /* the latest */
     bool in_step;
 };
 
@@ -52,7 +53,7 @@ static uint32_t ring_depth(const moe_model_shape *s, uint32_t max_waves)
     for (int i = 0; i < MOE_N_STACKS; i++) {
         blocks = s->stack[i].n_blocks > blocks ? s->stack[i].n_blocks : blocks;
     }
-    uint32_t mails = blocks * (2 + 2 * max_waves) + 2;
+    uint32_t mails = blocks * (1 + GW_MAX_LOOKAHEAD + 2 * max_waves) + 2;
     while (depth < mails) {
         depth *= 2;
     }
@@ -170,6 +171,10 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                                 p->cfg.piece_bytes > 0 ? p->cfg.piece_bytes : GW_DMA_PIECE_BYTES,
                             .pinned = p->pinned,
                             .trace = p->cfg.trace};
+    p->speculation = calloc(p->shape.n_blocks_total + 1u, sizeof *p->speculation);
+    if (p->speculation == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "accounts of %u blocks", p->shape.n_blocks_total);
+    }
     moe_status st = gw_cell_pool_create(&pool, &p->pool, err);
     if (st == MOE_OK) {
         st = gw_dma_create(&dma, &p->dma, err);
@@ -189,7 +194,8 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                                           .cell_bytes = p->cell_bytes,
                                           .n_cells = p->n_cells,
                                           .expert_deadline_ns = p->cfg.expert_deadline_ns,
-                                          .guesses_passed_over = &p->guesses_passed_over,
+                                          .speculation = p->speculation,
+                                          .predict_bytes = p->cfg.predict_bytes,
                                           .wave_wait = &p->wave_wait,
                                           .store_wait = &p->store_wait,
                                           .trace = p->cfg.trace},
@@ -248,6 +254,7 @@ void gw_pipeline_destroy(gw_pipeline *p)
     if (p->pinned) {
         b->host_unregister(p->cfg.device, gw_store_client_slots(p->cfg.client, &bytes));
     }
+    free(p->speculation);
     b->host_free(p->cfg.device, p->ring);
     b->host_free(p->cfg.device, p->flags);
     b->host_free(p->cfg.device, p->rows);
@@ -398,6 +405,53 @@ static void block_metrics(const gw_pipeline *p, uint32_t block, moe_metrics *m)
     }
 }
 
+static void block_guess_metrics(const gw_pipeline *p, uint32_t block, moe_metrics *m)
+{
+    const gw_speculation *s = &p->speculation[block];
+    const struct {
+        const char *name, *help;
+        double value;
+    } counters[] = {
+        {"pregate_worker_guess_used_total", "Guessed copies that a block used.",
+         read_counter(&s->n_used, 0)},
+        {"pregate_worker_guess_wasted_total", "Guessed copies that nothing used.",
+         read_counter(&s->n_wasted, 0)},
+        {"pregate_worker_guess_wasted_bytes_total", "Their bytes.",
+         read_counter(&s->wasted_bytes, 0)},
+        {"pregate_worker_guess_wasted_seconds_total", "Their time on the link.",
+         read_counter(&s->wasted_ns, 0) / 1e9},
+        {"pregate_worker_guess_hidden_seconds_total",
+         "Time on the link of used guesses before their block was reached.",
+         read_counter(&s->hidden_ns, 0) / 1e9},
+    };
+    char name[16];
+    moe_block_name(&p->shape, block, name, sizeof name);
+    for (size_t i = 0; i < sizeof counters / sizeof counters[0]; i++) {
+        moe_metrics_add(m, MOE_METRIC_COUNTER, counters[i].name, counters[i].help,
+                        counters[i].value, "block=\"%s\"", name);
+    }
+    moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_guess_off",
+                    "1: guesses for this block are paused.", gw_speculation_is_off(s) ? 1 : 0,
+                    "block=\"%s\"", name);
+    moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_guess_useful_ratio",
+                    "Share of guessed copies that were used; 1 before any.",
+                    gw_speculation_useful(s), "block=\"%s\"", name);
+}
+
+static void guess_metrics(const gw_pipeline *p, moe_metrics *m)
+{
+    double n_passed_over = 0;
+    for (uint32_t b = 0; b < p->shape.n_blocks_total; b++) {
+        n_passed_over += read_counter(&p->speculation[b].n_passed_over, 0);
+    }
+    moe_metrics_add(m, MOE_METRIC_COUNTER, "pregate_worker_guesses_passed_over_total",
+                    "Guesses not fetched because lately they wasted more than they hid.",
+                    n_passed_over, "%s", "");
+    for (uint32_t b = 0; b < p->shape.n_blocks_total; b++) {
+        block_guess_metrics(p, b, m);
+    }
+}
+
 void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
 {
     const moe_worker_counters *c = gw_store_client_counters(p->cfg.client);
@@ -416,9 +470,6 @@ void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_store_alive",
                     "1: the store has answered lately.", gw_fetch_store_alive(p->fetch) ? 1 : 0,
                     "%s", "");
-    moe_metrics_add(m, MOE_METRIC_COUNTER, "pregate_worker_guesses_passed_over_total",
-                    "Guesses not fetched because lately too few came true.",
-                    read_counter(&p->guesses_passed_over, 0), "%s", "");
     moe_metrics_add_histogram(m, "pregate_worker_wave_wait_seconds",
                               "Time a group of experts waited for its last byte.", &p->wave_wait,
                               "%s", "");
@@ -427,5 +478,8 @@ void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
                               "");
     for (uint32_t b = 0; b < p->shape.n_blocks_total; b++) {
         block_metrics(p, b, m);
+    }
+    if (p->cfg.policy == GW_PREGATED && p->shape.pregate_lookahead == 0) {
+        guess_metrics(p, m);
     }
 }

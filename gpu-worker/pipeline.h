@@ -69,6 +69,7 @@ typedef struct gw_pipeline_cfg {
     gw_cell_policy cell_policy; /* who leaves a full set of cells; 0: LRU */
     uint32_t max_rows;          /* largest n_rows of a step */
     uint64_t piece_bytes; /* largest speculative copy that others wait for; 0: GW_DMA_PIECE_BYTES */
+    uint64_t predict_bytes;     /* of guessed copies begun in one step; 0: no such limit */
     int64_t expert_deadline_ns; /* an expert that takes longer fails its rows (e.g. 20 s) */
     gw_trace *trace;            /* borrowed, may be NULL */
 } gw_pipeline_cfg;

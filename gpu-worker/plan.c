@@ -1,8 +1,6 @@
 /* plan.c - see plan.h. */
 #include "gpu-worker/plan.h"
 
-enum { JUDGE_AFTER = 64 /* guessed copies */, PAUSE_GUESSES = 256 };
-
 uint32_t gw_plan_wave_capacity(gw_policy policy, uint32_t n_cells)
 {
     uint32_t half = n_cells / 2;
@@ -60,27 +58,6 @@ uint32_t gw_plan_waves(const uint16_t *set, const uint8_t *near, uint32_t n, uin
 bool gw_plan_routed_ahead(gw_policy policy, uint32_t lookahead, uint32_t block)
 {
     return policy == GW_PREGATED && lookahead > 0 && block > 0;
-}
-
-bool gw_speculation_allows(gw_speculation *s)
-{
-    if (s->n_paused == 0) {
-        return true;
-    }
-    s->n_paused--;
-    return false;
-}
-
-void gw_speculation_learn(gw_speculation *s, uint32_t n_copied, uint32_t n_used)
-{
-    s->n_copied += n_copied;
-    s->n_used += n_used;
-    if (s->n_copied < JUDGE_AFTER) {
-        return;
-    }
-    s->n_paused = s->n_used * 3 < s->n_copied ? PAUSE_GUESSES : 0;
-    s->n_copied = 0;
-    s->n_used = 0;
 }
 
 static uint32_t wanted_cells(const gw_pipeline_cfg *cfg, const moe_model_shape *shape,

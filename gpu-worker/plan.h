@@ -33,16 +33,6 @@ uint32_t gw_plan_waves(const uint16_t *set, const uint8_t *near, uint32_t n, uin
 /* Does this block's ROUTED mail come while the block before it runs? block counts in its stack. */
 bool gw_plan_routed_ahead(gw_policy policy, uint32_t lookahead, uint32_t block);
 
-/* Does guessing pay? Remembers how many of the latest guessed copies were used; under a third it
- * pauses, then tries again: a wrong guess can hold up the right copy behind it for as long as a
- * right one saves. */
-typedef struct gw_speculation {
-    uint32_t n_copied, n_used; /* since the last judgement */
-    uint32_t n_paused;         /* guesses still to be passed over */
-} gw_speculation;
-bool gw_speculation_allows(gw_speculation *s); /* once for each guess */
-void gw_speculation_learn(gw_speculation *s, uint32_t n_copied, uint32_t n_used);
-
 /* Number of cells for cfg's n_cells or cell_bytes (pipeline.h), at most one per expert, at least 2.
  * MOE_ERR_LIMIT: fewer than 2, or RESIDENT and fewer than all: names the bytes needed. */
 MOE_MUST_CHECK moe_status gw_plan_n_cells(const gw_pipeline_cfg *cfg, const moe_model_shape *shape,

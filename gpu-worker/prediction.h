@@ -20,6 +20,10 @@
 
 enum { GW_MAX_LOOKAHEAD = 4, GW_PREDICTOR_NAME_BYTES = 96 };
 
+/* Who guesses: the store's predictors, and the next router where there is none; routers only;
+ * nobody. */
+typedef enum gw_predict { GW_PREDICT_STORE = 0, GW_PREDICT_ROUTER, GW_PREDICT_NONE } gw_predict;
+
 typedef struct gw_prediction {
     moe_stack stack;
     uint32_t source, lookahead;

@@ -63,6 +63,7 @@ static moe_status create_pipeline(gw_session *s, const gw_engine_cfg *cfg, moe_e
                                       .cell_bytes = cfg->cell_bytes,
                                       .cell_policy = cfg->cell_policy,
                                       .max_rows = max_rows(cfg),
+                                      .predict_bytes = cfg->predict_bytes,
                                       .expert_deadline_ns = cfg->expert_deadline_ns,
                                       .trace = cfg->trace};
     return gw_pipeline_create(&pipeline, &s->pipeline, err);
@@ -83,7 +84,11 @@ static moe_status create_forward(gw_session *s, const gw_engine_cfg *cfg, moe_er
         .expert_capacity = cfg->checkpoint_capacity ? shape->expert_capacity : 0,
         .max_rows = max_rows(cfg),
         .max_batch = cfg->max_batch,
-        .record_gates = cfg->record_gates};
+        .record_gates = cfg->record_gates,
+        .predictors = &s->predictors,
+        .predict = cfg->predict,
+        .predict_top = cfg->predict_top,
+        .lookahead = cfg->lookahead};
     return gw_forward_create(&forward, &s->forward, err);
 }
 
@@ -105,6 +110,11 @@ moe_status gw_session_create(const gw_engine_cfg *cfg, int64_t connect_timeout_n
     }
     st = gw_dense_weights_load(cfg->ops, cfg->device, s->compute, s->client,
                                gw_store_client_shape(s->client), &s->weights, err);
+    if (st != MOE_OK) {
+        goto fail;
+    }
+    st = gw_predictors_load(cfg->ops, cfg->device, s->compute, s->client,
+                            gw_store_client_shape(s->client), &s->predictors, err);
     if (st != MOE_OK) {
         goto fail;
     }
@@ -135,6 +145,7 @@ void gw_session_destroy(gw_session *s)
     gw_pipeline_destroy(s->pipeline); /* first: the compute stream may be waiting for it */
     gw_forward_destroy(s->forward);
     gw_kv_cache_destroy(s->kv);
+    gw_predictors_unload(&s->predictors);
     gw_dense_weights_unload(&s->weights);
     s->ops->backend.stream_destroy(s->compute);
     gw_store_client_destroy(s->client);

@@ -21,6 +21,7 @@ typedef struct gw_session {
     krn_stream *compute; /* owned, like all below */
     gw_store_client *client;
     gw_dense_weights weights;
+    gw_predictors predictors;
     gw_kv_cache *kv;
     gw_pipeline *pipeline;
     gw_forward *forward;

@@ -60,7 +60,8 @@ struct gw_waves {
     uint32_t next_seat;  /* waves before it have all their cells */
     uint32_t first_open; /* waves before it are signalled */
     guess guess;
-    gw_speculation speculation;
+    bool *guessed;        /* [n_cells] owned: a guess began its copy, nothing has used it yet */
+    uint64_t guess_bytes; /* of guessed copies begun in this step */
     bool asked;           /* PREDICT or WANT went out since begin */
     bool deadline_missed; /* by an expert, since begin */
 
@@ -94,7 +95,9 @@ moe_status gw_waves_create(const gw_waves_cfg *cfg, gw_waves **out, moe_err *err
     ws->order = calloc(n_waves + 1, sizeof *ws->order);
     ws->entries = calloc((size_t)ws->max_blocks * ws->shape->n_experts + 1, sizeof *ws->entries);
     ws->planned = calloc(ws->max_blocks + 1u, sizeof *ws->planned);
-    if (ws->waves == NULL || ws->order == NULL || ws->entries == NULL || ws->planned == NULL) {
+    ws->guessed = calloc(cfg->n_cells, sizeof *ws->guessed);
+    if (ws->guessed == NULL || ws->waves == NULL || ws->order == NULL || ws->entries == NULL ||
+        ws->planned == NULL) {
         gw_waves_destroy(ws);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "tables of %zu waves", n_waves);
     }
@@ -111,6 +114,7 @@ void gw_waves_destroy(gw_waves *ws)
     free(ws->order);
     free(ws->entries);
     free(ws->planned);
+    free(ws->guessed);
     free(ws);
 }
 
@@ -185,12 +189,32 @@ const char *gw_waves_failed_text(const gw_waves *ws)
 
 /* ---- cells ----------------------------------------------------------------------------------- */
 
-/* What became of a copy that nothing used. */
-static void count_wasted(const gw_waves *ws, const gw_cell *c)
+static gw_speculation *account_of(const gw_waves *ws, uint32_t expert)
 {
-    add(&counters_of(ws, c->expert)->cell_wasted, 1);
-    add(&gw_store_client_counters(ws->cfg.client)->copy_hidden_ns,
-        (uint64_t)(c->copy_end_ns - c->copy_begin_ns));
+    return &ws->cfg.speculation[moe_block_of_expert(ws->shape, expert)];
+}
+
+static uint64_t expert_bytes(const gw_waves *ws)
+{
+    return gw_store_client_welcome(ws->cfg.client)->expert_bytes;
+}
+
+/* What became of a copy that nothing used: `bytes` of it crossed the link in link_ns. */
+static void count_wasted(gw_waves *ws, uint32_t cell, uint32_t expert, int64_t link_ns,
+                         uint64_t bytes)
+{
+    add(&counters_of(ws, expert)->cell_wasted, 1);
+    if (ws->guessed[cell]) {
+        gw_speculation_wasted(account_of(ws, expert), link_ns, bytes);
+        ws->guessed[cell] = false;
+    }
+}
+
+static void count_evicted(gw_waves *ws, uint32_t cell, const gw_cell *c)
+{
+    int64_t link_ns = c->copy_end_ns - c->copy_begin_ns;
+    count_wasted(ws, cell, c->expert, link_ns, expert_bytes(ws));
+    add(&gw_store_client_counters(ws->cfg.client)->copy_hidden_ns, (uint64_t)link_ns);
 }
 
 static uint32_t take_cell(gw_waves *ws, uint32_t expert, bool reserved)
@@ -198,7 +222,7 @@ static uint32_t take_cell(gw_waves *ws, uint32_t expert, bool reserved)
     gw_cell evicted = {.expert = GW_NO_EXPERT};
     uint32_t cell = gw_cell_pool_take(ws->cfg.pool, expert, reserved, &evicted);
     if (cell != GW_NO_CELL && evicted.expert != GW_NO_EXPERT && evicted.unused) {
-        count_wasted(ws, &evicted);
+        count_evicted(ws, cell, &evicted);
     }
     atomic_store_explicit(&gw_store_client_counters(ws->cfg.client)->cells_used,
                           gw_cell_pool_n_used(ws->cfg.pool), memory_order_relaxed);
@@ -213,7 +237,7 @@ static void on_landed(void *user, const gw_landing *l)
         gw_cell_pool_ready(ws->cfg.pool, l->cell, l->begin_ns, l->end_ns);
         return;
     }
-    add(&counters_of(ws, c->expert)->cell_wasted, 1);
+    count_wasted(ws, l->cell, c->expert, l->begin_ns > 0 ? l->end_ns - l->begin_ns : 0, l->bytes);
     gw_cell_pool_drop(ws->cfg.pool, l->cell);
 }
 
@@ -287,6 +311,8 @@ static moe_status begin_copy(gw_waves *ws, entry *e, uint32_t cell, bool specula
         e->cell = cell;
         e->state = ENTRY_QUEUED;
         e->fetched = true;
+        ws->guessed[cell] = speculative;
+        ws->guess_bytes += speculative ? expert_bytes(ws) : 0;
         count_fetch(ws, e, now_ns);
     } else if (st == MOE_ERR_DEVICE) {
         note_fatal(ws, err);
@@ -547,18 +573,6 @@ static void plan_all(gw_waves *ws, uint32_t block)
     plan_block(ws, block, ws->set, ws->shape->n_experts, true, false);
 }
 
-/* Of the guess's copies, how many does the plan need? */
-static void judge_guess(gw_waves *ws)
-{
-    uint32_t n_copied = 0, n_used = 0;
-    for (uint32_t i = 0; i < ws->guess.n; i++) {
-        const entry *e = &ws->guess.entries[i];
-        n_copied += e->fetched;
-        n_used += e->fetched && gw_cell_pool_is_needed(ws->cfg.pool, e->expert);
-    }
-    gw_speculation_learn(&ws->speculation, n_copied, n_used);
-}
-
 static void on_routed(gw_waves *ws, const krn_mail *m)
 {
     uint32_t b = m->block - first_block(ws);
@@ -578,26 +592,39 @@ static void on_routed(gw_waves *ws, const krn_mail *m)
     }
     plan_block(ws, m->block, m->expert, m->n, ahead, true);
     if (was_guessed) {
-        judge_guess(ws);
         dissolve_guess(ws);
     }
 }
 
-static void on_guessed(gw_waves *ws, const krn_mail *m)
+/* Blocks between the last planned one and block b of the stack; 0: b is the next. */
+static uint32_t blocks_between(const gw_waves *ws, uint32_t b)
 {
-    uint32_t b = m->block - first_block(ws);
-    if (ws->planned[b]) {
-        return;
+    uint32_t n = 0;
+    while (n < b && !ws->planned[b - 1 - n]) {
+        n++;
     }
-    if (ws->cfg.policy == GW_PREFETCH_ALL) {
-        plan_all(ws, m->block);
-        return;
+    return n;
+}
+
+/* A guess of a block further ahead: the store may bring it from the drive, no cell is taken. */
+static void tell_store(gw_waves *ws, const krn_mail *m, uint32_t distance)
+{
+    uint32_t n_absent = 0;
+    for (uint32_t i = 0; i < m->n; i++) {
+        uint32_t expert = m->block * ws->shape->n_experts + m->expert[i];
+        if (gw_cell_pool_find(ws->cfg.pool, expert) == GW_NO_CELL &&
+            !gw_store_client_is_resident(ws->cfg.client, expert)) {
+            ws->list[n_absent++] = expert;
+        }
     }
-    dissolve_guess(ws);
-    if (!gw_speculation_allows(&ws->speculation)) {
-        add(ws->cfg.guesses_passed_over, 1);
-        return;
+    if (n_absent > 0) {
+        ws->asked = true;
+        gw_store_client_predict(ws->cfg.client, ws->step, distance, ws->list, n_absent);
     }
+}
+
+static void begin_guess(gw_waves *ws, const krn_mail *m)
+{
     guess *g = &ws->guess;
     g->block = m->block;
     g->n = m->n < ws->cfg.capacity ? m->n : ws->cfg.capacity;
@@ -607,6 +634,27 @@ static void on_guessed(gw_waves *ws, const krn_mail *m)
                                 .predicted = true};
     }
     predict(ws, g->entries, g->n);
+}
+
+static void on_guessed(gw_waves *ws, const krn_mail *m)
+{
+    uint32_t b = m->block - first_block(ws), between = blocks_between(ws, b);
+    gw_speculation *account = &ws->cfg.speculation[m->block];
+    if (ws->planned[b]) {
+        return;
+    }
+    if (ws->cfg.policy == GW_PREFETCH_ALL) {
+        plan_all(ws, m->block);
+    } else if (between > 0) {
+        if (!gw_speculation_is_off(account)) {
+            tell_store(ws, m, between + 1);
+        }
+    } else {
+        dissolve_guess(ws);
+        if (gw_speculation_allows(account)) {
+            begin_guess(ws, m);
+        }
+    }
 }
 
 /* ---- mails about waves ----------------------------------------------------------------------- */
@@ -629,9 +677,13 @@ static int64_t count_entry(gw_waves *ws, const wave *w, const entry *e)
     add(there ? &n->cell_hit : e->predicted ? &n->cell_late : &n->cell_miss, 1);
     if (c->unused && landed) {
         int64_t until = in_time ? c->copy_end_ns : w->reached_ns;
-        add(&gw_store_client_counters(ws->cfg.client)->copy_hidden_ns,
-            (uint64_t)(until > c->copy_begin_ns ? until - c->copy_begin_ns : 0));
+        int64_t hidden_ns = until > c->copy_begin_ns ? until - c->copy_begin_ns : 0;
+        add(&gw_store_client_counters(ws->cfg.client)->copy_hidden_ns, (uint64_t)hidden_ns);
+        if (ws->guessed[e->cell]) {
+            gw_speculation_used(account_of(ws, e->expert), hidden_ns);
+        }
     }
+    ws->guessed[e->cell] = false;
     gw_cell_pool_use(ws->cfg.pool, e->cell);
     return c->copy_end_ns;
 }
@@ -780,7 +832,9 @@ static moe_status advance_guess_entry(gw_waves *ws, entry *e, int64_t now_ns)
     if (!gw_store_client_is_resident(ws->cfg.client, e->expert)) {
         return MOE_ERR_AGAIN; /* the store was told */
     }
-    if (!gw_dma_has_room(ws->cfg.dma, true)) {
+    uint64_t budget = ws->cfg.predict_bytes;
+    if (!gw_dma_has_room(ws->cfg.dma, true) ||
+        (budget > 0 && ws->guess_bytes + expert_bytes(ws) > budget)) {
         return MOE_ERR_LIMIT;
     }
     moe_err err = {.status = MOE_OK};

@@ -13,7 +13,7 @@
  * an expert that has a seat, so a slot that the store holds for us is leased at the next look. A
  * guess (experts of one block, before its ROUTED) uses what is left when every planned wave is
  * signalled; it holds pins until ROUTED of its block. Where guesses do not pay they are passed over
- * for a while (gw_speculation).
+ * for a while (speculation.h). A guess of a block behind the next one only tells the store.
  * Threads: the fetch thread; create and destroy from its owner. No allocation after create.
  */
 #ifndef GW_WAVES_H
@@ -22,6 +22,7 @@
 #include "gpu-worker/cell_pool.h"
 #include "gpu-worker/dma.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/speculation.h"
 
 enum { GW_FAILED_TEXT_BYTES = 400 };
 
@@ -38,10 +39,11 @@ typedef struct gw_waves_cfg {
     uint64_t cell_bytes;
     uint32_t n_cells;
     int64_t expert_deadline_ns;
-    _Atomic uint64_t *guesses_passed_over; /* borrowed: counts them */
-    moe_histogram *wave_wait;  /* borrowed: REACHED until the last byte arrived, 0 if before */
-    moe_histogram *store_wait; /* borrowed: WANT until leased */
-    gw_trace *trace;           /* borrowed, may be NULL */
+    gw_speculation *speculation; /* [n_blocks_total] borrowed: the account of each flat block */
+    uint64_t predict_bytes;      /* of guessed copies begun in one step; 0: no such limit */
+    moe_histogram *wave_wait;    /* borrowed: REACHED until the last byte arrived, 0 if before */
+    moe_histogram *store_wait;   /* borrowed: WANT until leased */
+    gw_trace *trace;             /* borrowed, may be NULL */
 } gw_waves_cfg;
 
 typedef struct gw_waves gw_waves;

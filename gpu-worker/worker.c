@@ -58,6 +58,10 @@ static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
             (uint32_t)(cfg->max_encode_tokens > cfg->max_input_tokens ? cfg->max_encode_tokens
                                                                       : cfg->max_input_tokens),
         .checkpoint_capacity = cfg->expert_capacity == 1,
+        .predict = (gw_predict)cfg->predict,
+        .predict_top = (uint32_t)cfg->predict_top,
+        .predict_bytes = cfg->predict_bytes,
+        .lookahead = (uint32_t)cfg->lookahead,
         .record_gates = cfg->record_gates,
         .expert_deadline_ns = (int64_t)cfg->expert_deadline_s * MOE_NS_PER_S,
         .cell_policy = (gw_cell_policy)cfg->cell_policy,

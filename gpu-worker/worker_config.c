@@ -22,6 +22,15 @@ static const moe_config_row rows[] = {
         "device memory for experts; 0 = twice the largest active set of one decode step"),
     ROW_ENUM(cell_policy, "lru|lfu|lifo-inactive", "lru",
              "which expert leaves a full device first"),
+    ROW_ENUM(predict, "store|router|none", "store",
+             "pregated on an ordinary checkpoint: who guesses experts of later blocks; store = its "
+             "predictors, and the next router where it has none"),
+    ROW(predict_top, MOE_CFG_U64, 1, 8, "1", "guesses per token and block"),
+    ROW(predict_bytes, MOE_CFG_SIZE, 0, 1e15, "0B",
+        "most bytes of guessed copies in one step; 0 = as the cells allow"),
+    ROW(lookahead, MOE_CFG_U64, 1, 4, "1",
+        "blocks ahead that are guessed (past the next one only from drive to memory) or, "
+        "calibrate, that guesses are fitted for"),
     ROW(max_batch, MOE_CFG_U64, 1, 256, "16", "sequences decoded together"),
     ROW(max_queue, MOE_CFG_U64, 1, 65536, "256", "waiting sequences; more are refused (503)"),
     ROW(max_input_tokens, MOE_CFG_U64, 1, 16384, "512", "longest prompt"),
@@ -80,7 +89,6 @@ static const moe_config_row rows[] = {
         "calibrate: pairs to judge predictors on; default the last tenth of --pairs"),
     ROW_ENUM(decoding, "forced|greedy", "forced",
              "calibrate: forced = the decoder is fed the references"),
-    ROW(lookahead, MOE_CFG_U64, 1, 4, "1", "calibrate: fit guesses for up to so many blocks ahead"),
 
     ROW(model, MOE_CFG_STR, 0, 0, "", "plan: a checkpoint's directory; default what the store has"),
     ROW(synthetic, MOE_CFG_STR, 0, 0, "", "plan: a model by name, e.g. switch-base-128"),

@@ -16,6 +16,8 @@ typedef struct gw_config {
     double cpu_link_gbps;
     uint64_t cells, cell_bytes;
     int cell_policy; /* gw_cell_policy */
+    int predict;     /* gw_predict */
+    uint64_t predict_top, predict_bytes, lookahead;
     uint64_t max_batch, max_queue;
     uint64_t max_input_tokens, max_output_tokens, max_encode_tokens;
     uint64_t connect_timeout_s, expert_deadline_s;
@@ -54,8 +56,7 @@ typedef struct gw_config {
     char pairs[MOE_CFG_STR_BYTES];
     char held_out[MOE_CFG_STR_BYTES];
     uint64_t limit;
-    int decoding; /* 0 forced, 1 greedy */
-    uint64_t lookahead;
+    int decoding;      /* 0 forced, 1 greedy */
     bool record_gates; /* not a setting: calibrate's engine */
     /* replay */
     uint64_t skip_steps;

@@ -59,7 +59,9 @@ static void carve_device(struct carver *c, const moe_model_shape *s, gw_workspac
     w->capacity = carve(c, (uint64_t)w->max_batch * s->n_experts, sizeof(int32_t));
     carve_routing(c, pairs, s->n_experts, &w->routing[0]);
     carve_routing(c, pairs, s->n_experts, &w->routing[1]);
-    carve_routing(c, pairs, s->n_experts, &w->guess);
+    uint64_t guess_top = w->guess_top > 0 ? w->guess_top : 1;
+    carve_routing(c, rows * guess_top, s->n_experts, &w->guess);
+    carve_routing(c, w->max_batch * guess_top, s->n_experts, &w->next_guess);
 }
 
 static void carve_mapped(struct carver *c, const moe_model_shape *s, gw_workspace *w)
@@ -102,7 +104,8 @@ moe_status gw_workspace_init(const gw_workspace_cfg *cfg, gw_workspace *out, moe
                       .device = cfg->device,
                       .max_rows = cfg->max_rows,
                       .max_batch = cfg->max_batch,
-                      .record_gates = cfg->record_gates};
+                      .record_gates = cfg->record_gates,
+                      .guess_top = cfg->guess_top};
     struct carver device = {0};
     struct carver mapped = {0};
     carve_device(&device, cfg->shape, &w);

@@ -37,6 +37,7 @@ typedef struct gw_workspace_cfg {
     uint32_t max_rows;            /* rows of the largest step */
     uint32_t max_batch;           /* sequences of the largest step; <= max_rows */
     bool record_gates;            /* give out_gates room */
+    uint32_t guess_top;           /* guesses per row; 0: one */
 } gw_workspace_cfg;
 
 typedef struct gw_workspace {
@@ -44,6 +45,7 @@ typedef struct gw_workspace {
     krn_device *device;
     uint32_t max_rows, max_batch;
     bool record_gates;
+    uint32_t guess_top;
     void *device_arena, *mapped_arena; /* owned */
     size_t input_bytes;                /* of one gw_step_inputs, from ids */
     gw_step_inputs host, dev;
@@ -57,7 +59,8 @@ typedef struct gw_workspace {
     int32_t *row_failed;    /* [max_rows] */
     int32_t *capacity;      /* [max_batch * n_experts] dispatch's scratch */
     krn_routing routing[2]; /* by block parity: a block's own record, and its successor's */
-    krn_routing guess;      /* what a router says about the next block's experts */
+    krn_routing guess;      /* of a block ahead: [max_rows, guess_top] pairs */
+    krn_routing next_guess; /* of the next decode step's first block: [max_batch, guess_top] */
     /* mapped results */
     int32_t *out_next;    /* [max_batch] */
     int32_t *out_failed;  /* [max_rows] */

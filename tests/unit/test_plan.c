@@ -122,25 +122,6 @@ static void too_few_cells_are_refused_with_the_bytes_needed(void **state)
     assert_int_equal(77, n);
 }
 
-static void guesses_that_do_not_pay_are_paused_then_tried_again(void **state)
-{
-    gw_speculation s = {.n_copied = 0};
-    uint32_t paused = 0;
-    (void)state;
-    for (int i = 0; i < 16; i++) {
-        assert_true(gw_speculation_allows(&s));
-        gw_speculation_learn(&s, 4, 1); /* a quarter came true */
-    }
-    while (!gw_speculation_allows(&s)) {
-        paused++;
-    }
-    assert_true(paused > 100);
-    for (int i = 0; i < 100; i++) {
-        assert_true(gw_speculation_allows(&s));
-        gw_speculation_learn(&s, 4, 2);
-    }
-}
-
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -150,7 +131,6 @@ int main(void)
         cmocka_unit_test(an_empty_set_has_no_waves),
         cmocka_unit_test(every_expert_is_in_exactly_one_wave),
         cmocka_unit_test(only_a_pregate_routes_ahead_and_never_the_first_block),
-        cmocka_unit_test(guesses_that_do_not_pay_are_paused_then_tried_again),
         cmocka_unit_test(cells_follow_from_count_bytes_or_the_active_set),
         cmocka_unit_test(too_few_cells_are_refused_with_the_bytes_needed),
     };
