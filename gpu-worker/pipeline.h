@@ -36,6 +36,7 @@
  *   slot_late   a copy that needed a WANT although a PREDICT had named the expert
  *   slot_miss   a copy that needed a WANT, unannounced
  *   fetch_predicted, fetch_demand   copies begun, for predicted experts and for others
+ *                                   (RESIDENT: its copies at create count as predicted)
  *   An expert whose fetch failed is counted in no cell_* counter. PREFETCH_ALL counts cell_* only
  *   for the experts that the gate then chose; the others end as wasted.
  *   copy_hidden_ns: of each copy's time on the link, the part before R of the wave that used it
