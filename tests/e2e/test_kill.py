@@ -153,6 +153,8 @@ class Kill(unittest.TestCase):
         worker.start().ready()
         store.kill()  # files are counted of a store that has adopted, as all later ones have
         store.start().ready()
+        e2e.wait_for(lambda: store.stat().get('pregate_store_requests_total{kind="HELLO"}'),
+                     "the worker to come back")
         fds = [e2e.n_fds(store), e2e.n_fds(worker)]
         deaths = {"store": 0, "worker": 0}
         worker_away = []  # [killed, ready again]
