@@ -55,6 +55,16 @@ static uint64_t peak_bytes(const gw_bench_result *r)
     return r->device_bytes_peak > 0 ? r->device_bytes_peak : r->device_bytes_own;
 }
 
+/* Blocks ahead that experts are known, or guessed: 0 when neither. */
+static uint32_t lookahead_of(const gw_bench_case *c, const gw_bench_result *r)
+{
+    bool guesses = c->engine.policy == GW_PREGATED && c->engine.predict != GW_PREDICT_NONE;
+    if (r->shape.pregate_lookahead > 0 || !guesses) {
+        return r->shape.pregate_lookahead;
+    }
+    return c->engine.lookahead > 0 ? c->engine.lookahead : 1;
+}
+
 /* How the case was set up. */
 static void add_case(const gw_bench_case *c, const gw_bench_result *r,
                      const gw_bench_labels *labels, moe_text *out)
@@ -62,13 +72,13 @@ static void add_case(const gw_bench_case *c, const gw_bench_result *r,
     add_text(out, "bench", labels->bench);
     add_text(out, "model", r->model);
     add_text(out, "dtype", moe_dtype_name(r->dtype));
-    add_text(out, "policy", gw_policy_name(c->policy));
+    add_text(out, "policy", gw_policy_name(c->engine.policy));
     add_number(out, "batch", c->batch);
     add_number(out, "cells", r->n_cells);
-    add_number(out, "lookahead", r->shape.pregate_lookahead);
+    add_number(out, "lookahead", lookahead_of(c, r));
     add_text(out, "routing", labels->routing);
     add_text(out, "tier", r->all_in_ram ? "ram" : "drive");
-    add_text(out, "cell_policy", gw_cell_policy_name(c->cell_policy));
+    add_text(out, "cell_policy", gw_cell_policy_name(c->engine.cell_policy));
     add_number(out, "cells_share", (double)r->n_cells / r->shape.n_experts_total);
     add_number(out, "prompt_tokens", c->prompt_tokens);
     add_number(out, "output_tokens", c->output_tokens);
@@ -142,7 +152,7 @@ static moe_status write_row(tour *t, const gw_bench_case *c, gw_bench_result *r,
     }
     const gw_bench_labels labels = {.bench = t->cfg->bench_name,
                                     .machine = t->machine,
-                                    .backend = c->ops->name,
+                                    .backend = c->engine.ops->name,
                                     .routing = routing,
                                     .commit = moe_build_id,
                                     .date = date};
@@ -166,15 +176,16 @@ static void run_case(tour *t, const gw_bench_case *c, const char *routing)
         moe_log(MOE_LOG_INFO, "bench", "case",
                 "policy=%s batch=%u cells=%u cell_policy=%s routing=%s ms_per_token=%.3f "
                 "first_token_ms=%.1f link_floor_ms=%.3f",
-                gw_policy_name(c->policy), c->batch, r.n_cells, gw_cell_policy_name(c->cell_policy),
-                routing, gw_samples_percentile(&r.step_ms, 0.5),
+                gw_policy_name(c->engine.policy), c->batch, r.n_cells,
+                gw_cell_policy_name(c->engine.cell_policy), routing,
+                gw_samples_percentile(&r.step_ms, 0.5),
                 gw_samples_percentile(&r.first_token_ms, 0.5), r.link_floor_ms);
         st = write_row(t, c, &r, routing, &err);
         gw_bench_result_fini(&r);
     }
     if (st != MOE_OK) {
         moe_log(MOE_LOG_ERROR, "bench", "case_failed", "policy=%s batch=%u routing=%s",
-                gw_policy_name(c->policy), c->batch, routing);
+                gw_policy_name(c->engine.policy), c->batch, routing);
         moe_log_err("bench", "case_failed", &err);
         t->n_failed++;
     }
@@ -191,9 +202,9 @@ static moe_status tour_cell_policies(tour *t, gw_bench_case c, const char *routi
             return MOE_FAIL(err, MOE_ERR_INVALID,
                             "--cell-policies: '%.60s' is none of " GW_CELL_POLICY_NAMES, item);
         }
-        c.cell_policy = (gw_cell_policy)policy;
+        c.engine.cell_policy = (gw_cell_policy)policy;
         run_case(t, &c, routing);
-        if (c.policy == GW_RESIDENT) {
+        if (c.engine.policy == GW_RESIDENT) {
             break;
         }
     }
@@ -204,7 +215,7 @@ static moe_status tour_cells(tour *t, gw_bench_case c, const char *routing, moe_
 {
     char item[ITEM_BYTES];
     moe_status st = MOE_OK;
-    if (t->cfg->cell_sweep[0] == '\0' || c.policy == GW_RESIDENT) {
+    if (t->cfg->cell_sweep[0] == '\0' || c.engine.policy == GW_RESIDENT) {
         c.n_cells = (uint32_t)t->cfg->cells;
         return tour_cell_policies(t, c, routing, err);
     }
@@ -263,7 +274,7 @@ static moe_status tour_policies(tour *t, moe_err *err)
             return MOE_FAIL(err, MOE_ERR_INVALID, "--policies: '%.60s' is none of " GW_POLICY_NAMES,
                             item);
         }
-        c.policy = (gw_policy)policy;
+        c.engine.policy = (gw_policy)policy;
         st = tour_batches(t, c, err);
     }
     return st;
@@ -287,8 +298,9 @@ static moe_status open_output(tour *t, moe_err *err)
 /* Waits for the store, fills its memory, and learns what percentages are of. */
 static moe_status meet_store(tour *t, moe_err *err)
 {
-    const gw_store_client_cfg cfg = {
-        .endpoint = t->endpoint, .name = "bench", .connect_timeout_ns = t->base.connect_timeout_ns};
+    const gw_store_client_cfg cfg = {.endpoint = t->endpoint,
+                                     .name = "bench",
+                                     .connect_timeout_ns = t->base.engine.connect_timeout_ns};
     gw_store_client *client = NULL;
     bool all = false;
     moe_status st = gw_store_client_create(&cfg, &client, err);
@@ -298,7 +310,7 @@ static moe_status meet_store(tour *t, moe_err *err)
     t->n_experts_total = gw_store_client_shape(client)->n_experts_total;
     gw_store_client_destroy(client);
     int64_t begin_ns = moe_now_ns();
-    st = gw_bench_fill_ram(t->endpoint, t->base.connect_timeout_ns, &all, err);
+    st = gw_bench_fill_ram(t->endpoint, t->base.engine.connect_timeout_ns, &all, err);
     if (st == MOE_OK) {
         moe_log(MOE_LOG_INFO, "bench", "tier", "name=%s seconds=%.1f", all ? "ram" : "drive",
                 (double)(moe_now_ns() - begin_ns) / 1e9);
@@ -323,18 +335,13 @@ static moe_status run_tour(tour *t, gw_worker *w, moe_err *err)
     w->ops->backend.info(w->device, &info);
     snprintf(t->machine, sizeof t->machine, "%s",
              cfg->machine[0] != '\0' ? cfg->machine : info.name);
-    t->base = (gw_bench_case){.ops = w->ops,
-                              .device = w->device,
-                              .endpoint = t->endpoint,
-                              .connect_timeout_ns = (int64_t)cfg->connect_timeout_s * MOE_NS_PER_S,
-                              .expert_deadline_ns = (int64_t)cfg->expert_deadline_s * MOE_NS_PER_S,
+    t->base = (gw_bench_case){.engine = gw_engine_cfg_of(cfg, w, t->endpoint),
                               .prompt_tokens = (uint32_t)cfg->prompt_tokens,
                               .output_tokens = (uint32_t)cfg->output_tokens,
                               .warmups = (uint32_t)cfg->warmups,
                               .repeats = (uint32_t)cfg->repeats,
                               .seed = cfg->seed + ROUTING_SEED,
                               .context_free_bytes = info.memory_free_bytes,
-                              .routing_log = w->routing_log,
                               .trace_path = cfg->trace};
     st = meet_store(t, err);
     return st == MOE_OK ? tour_policies(t, err) : st;

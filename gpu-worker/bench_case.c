@@ -254,7 +254,7 @@ static void prepare_routing(bench *b, moe_stack stack, uint32_t n_rows)
 static moe_status encode(bench *b, double *out_ms, moe_err *err)
 {
     uint32_t n_rows = b->c->batch * b->c->prompt_tokens;
-    bool record = b->c->routing_log != NULL;
+    bool record = b->c->engine.routing_log != NULL;
     gw_step_result step;
     prepare_routing(b, MOE_ENCODER, n_rows);
     int64_t begin_ns = moe_now_ns();
@@ -266,14 +266,15 @@ static moe_status encode(bench *b, double *out_ms, moe_err *err)
     int64_t end_ns = moe_now_ns();
     *out_ms = (double)(end_ns - begin_ns) / 1e6;
     gw_trace_add(b->trace, GW_LANE_STEP, "encode", begin_ns, end_ns, -1, -1, 0);
-    gw_routing_log_add(b->c->routing_log, MOE_ENCODER, step.view.experts, step.view.stride, n_rows);
+    gw_routing_log_add(b->c->engine.routing_log, MOE_ENCODER, step.view.experts, step.view.stride,
+                       n_rows);
     return check_rows(&step, n_rows, err);
 }
 
 static moe_status decode(bench *b, gw_span *out_span, moe_err *err)
 {
     uint32_t n = b->c->batch;
-    bool record = b->c->routing_log != NULL;
+    bool record = b->c->engine.routing_log != NULL;
     gw_step_result step;
     prepare_routing(b, MOE_DECODER, n);
     out_span->begin_ns = moe_now_ns();
@@ -288,7 +289,8 @@ static moe_status decode(bench *b, gw_span *out_span, moe_err *err)
     }
     out_span->end_ns = moe_now_ns();
     gw_trace_add(b->trace, GW_LANE_STEP, "decode", out_span->begin_ns, out_span->end_ns, -1, -1, 0);
-    gw_routing_log_add(b->c->routing_log, MOE_DECODER, step.view.experts, step.view.stride, n);
+    gw_routing_log_add(b->c->engine.routing_log, MOE_DECODER, step.view.experts, step.view.stride,
+                       n);
     return check_rows(&step, n, err);
 }
 
@@ -427,20 +429,20 @@ static moe_status read_trace(bench *b, moe_err *err)
 
 static uint32_t default_cells(const gw_bench_case *c, const moe_model_shape *s)
 {
-    if (c->n_cells > 0 || c->policy == GW_RESIDENT) {
-        return c->policy == GW_RESIDENT ? 0 : c->n_cells;
+    if (c->n_cells > 0 || c->engine.policy == GW_RESIDENT) {
+        return c->engine.policy == GW_RESIDENT ? 0 : c->n_cells;
     }
     uint32_t cells =
-        c->policy == GW_PREFETCH_ALL ? 2 * s->n_experts : gw_cost_eq1_cells(s, c->batch);
+        c->engine.policy == GW_PREFETCH_ALL ? 2 * s->n_experts : gw_cost_eq1_cells(s, c->batch);
     return cells < s->n_experts_total ? cells : s->n_experts_total;
 }
 
 /* The store is asked before the session, because the number of cells follows from the model. */
 static moe_status describe_model(bench *b, moe_err *err)
 {
-    const gw_store_client_cfg cfg = {.endpoint = b->c->endpoint,
+    const gw_store_client_cfg cfg = {.endpoint = b->c->engine.endpoint,
                                      .name = "bench",
-                                     .connect_timeout_ns = b->c->connect_timeout_ns};
+                                     .connect_timeout_ns = b->c->engine.connect_timeout_ns};
     gw_store_client *client = NULL;
     moe_status st = gw_store_client_create(&cfg, &client, err);
     if (st != MOE_OK) {
@@ -463,20 +465,14 @@ static uint32_t max_rows(const gw_bench_case *c)
 static moe_status open_session(bench *b, moe_err *err)
 {
     const gw_bench_case *c = b->c;
-    const gw_engine_cfg cfg = {.ops = c->ops,
-                               .device = c->device,
-                               .endpoint = c->endpoint,
-                               .policy = c->policy,
-                               .n_cells = default_cells(c, &b->r->shape),
-                               .cell_policy = c->cell_policy,
-                               .max_batch = c->batch,
-                               .max_queue = 1,
-                               .max_input_tokens = c->prompt_tokens,
-                               .max_output_tokens = c->output_tokens,
-                               .max_encode_tokens = max_rows(c),
-                               .expert_deadline_ns = c->expert_deadline_ns,
-                               .trace = b->trace};
-    moe_status st = gw_session_create(&cfg, c->connect_timeout_ns, NULL, &b->session, err);
+    gw_engine_cfg cfg = c->engine;
+    cfg.n_cells = default_cells(c, &b->r->shape);
+    cfg.max_batch = c->batch;
+    cfg.max_input_tokens = c->prompt_tokens;
+    cfg.max_output_tokens = c->output_tokens;
+    cfg.max_encode_tokens = max_rows(c);
+    cfg.trace = b->trace;
+    moe_status st = gw_session_create(&cfg, cfg.connect_timeout_ns, NULL, &b->session, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -499,8 +495,8 @@ static moe_status open_routing(bench *b, moe_err *err)
     }
     moe_status st = gw_chooser_create(&c->routing, &b->r->shape, c->seed, &b->chooser, err);
     if (st == MOE_OK) {
-        st = gw_routing_source_create(c->ops, c->device, &b->r->shape, max_rows(c), b->chooser,
-                                      &b->source, err);
+        st = gw_routing_source_create(c->engine.ops, c->engine.device, &b->r->shape, max_rows(c),
+                                      b->chooser, &b->source, err);
     }
     if (st == MOE_OK) {
         gw_forward_set_routing(b->session->forward, b->source);
@@ -517,7 +513,7 @@ static moe_status measure_ceilings(bench *b, moe_err *err)
                                  .stride_bytes = w->slot_bytes,
                                  .block_bytes = w->expert_bytes,
                                  .n_blocks = w->n_slots};
-    return gw_ceilings_measure(b->c->ops, b->c->device, &link, &b->r->ceilings, err);
+    return gw_ceilings_measure(b->c->engine.ops, b->c->engine.device, &link, &b->r->ceilings, err);
 }
 
 static void measure_memory(bench *b)
@@ -529,8 +525,8 @@ static void measure_memory(bench *b)
     b->r->device_bytes_own = s->weights.arena_bytes + gw_kv_cache_bytes(s->kv) +
                              (b->r->n_cells + 1ull) * cell +
                              gw_workspace_device_bytes(&b->r->shape, max_rows(c), c->batch);
-    c->ops->backend.info(c->device, &info);
-    if (strcmp(c->ops->name, "cpu") != 0 && info.memory_free_bytes < c->context_free_bytes) {
+    c->engine.ops->backend.info(c->engine.device, &info);
+    if (strcmp(c->engine.ops->name, "cpu") != 0 && info.memory_free_bytes < c->context_free_bytes) {
         uint64_t used = c->context_free_bytes - info.memory_free_bytes;
         b->r->device_bytes_peak = used > b->r->device_bytes_peak ? used : b->r->device_bytes_peak;
     }
@@ -554,7 +550,7 @@ static moe_status run_session(bench *b, moe_err *err)
         st = open_routing(b, err);
     }
     if (st == MOE_OK) {
-        gw_routing_log_describe(b->c->routing_log, b->r->model, &b->r->shape);
+        gw_routing_log_describe(b->c->engine.routing_log, b->r->model, &b->r->shape);
         st = run_answers(b, err);
     }
     if (st == MOE_OK) { /* after the answers: its memory is not theirs */

@@ -16,19 +16,15 @@
 #include "gpu-worker/routing_choice.h"
 
 typedef struct gw_bench_case {
-    const krn_ops *ops; /* borrowed, like all pointers here */
-    krn_device *device;
-    const char *endpoint;
-    int64_t connect_timeout_ns, expert_deadline_ns;
-    gw_policy policy;
-    gw_cell_policy cell_policy;
+    /* Policies are the case's; sizes follow from it. A routing_log may be NULL: recording costs
+     * time. */
+    gw_engine_cfg engine;
     uint32_t batch;
     uint32_t n_cells; /* 0: those of Eq. 1 for this batch; RESIDENT: all */
     gw_routing_spec routing;
     uint32_t prompt_tokens, output_tokens, warmups, repeats;
     uint64_t seed;
     uint64_t context_free_bytes; /* device memory that was free before any session */
-    gw_routing_log *routing_log; /* may be NULL; recording costs time */
     const char *trace_path;      /* "" or where to write the trace */
 } gw_bench_case;
 

@@ -35,14 +35,9 @@ moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t out_bytes, moe
     return MOE_OK;
 }
 
-static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
+gw_engine_cfg gw_engine_cfg_of(const gw_config *cfg, const gw_worker *w, const char *endpoint)
 {
-    char endpoint[MOE_CFG_STR_BYTES];
-    moe_status st = gw_endpoint_of(cfg, endpoint, sizeof endpoint, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    gw_engine_cfg e = {
+    return (gw_engine_cfg){
         .ops = w->ops,
         .device = w->device,
         .endpoint = endpoint,
@@ -68,6 +63,16 @@ static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
         .trace = w->trace,
         .routing_log = w->routing_log,
     };
+}
+
+static moe_status open_engine(const gw_config *cfg, gw_worker *w, moe_err *err)
+{
+    char endpoint[MOE_CFG_STR_BYTES];
+    moe_status st = gw_endpoint_of(cfg, endpoint, sizeof endpoint, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    const gw_engine_cfg e = gw_engine_cfg_of(cfg, w, endpoint);
     return gw_engine_create(&e, &w->engine, err);
 }
 

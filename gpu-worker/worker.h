@@ -28,6 +28,9 @@ MOE_MUST_CHECK moe_status gw_worker_open_device(const gw_config *cfg, gw_worker 
 MOE_MUST_CHECK moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t out_bytes,
                                          moe_err *err);
 
+/* The engine's settings; endpoint is borrowed. */
+gw_engine_cfg gw_engine_cfg_of(const gw_config *cfg, const gw_worker *w, const char *endpoint);
+
 /* The subcommands: exit codes. */
 int gw_run_main(const gw_config *cfg);
 int gw_serve_main(const gw_config *cfg);
