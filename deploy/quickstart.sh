@@ -8,10 +8,11 @@ install_packages "${packages_build[@]}" "${packages_run[@]}"
 "$root/deploy/pregate" up
 
 sentence='it is a truth universally acknowledged that a single man in possession of a good fortune must be in want of a wife'
+answer=$("$root/deploy/pregate" ask "$sentence")
 say
 say "A sentence without case and punctuation, and what the model makes of it:"
 say "  in   $sentence"
-say "  out  $("$root/deploy/pregate" ask "$sentence")"
+say "  out  $answer"
 say
 say "What the store did for it:"
 "$root/deploy/pregate" stats
