@@ -12,11 +12,10 @@
  * only when the last read of a dying process has landed (design: adoption).
  * A slot belongs to the reader from submit to its completion, on failure too: completions come
  * only after every read of the slot has ended.
- * Threads: everything from create to destroy from the store's one event-loop thread (the ring admits
- * a single issuer); its own verify and pread threads block every signal.
- * Memory: all at creation; submit and harvest never allocate.
- * A failed or corrupt expert completes like any other, with a status and a text naming it, its
- * segment and offset; the slot's content is then undefined.
+ * Threads: everything from create to destroy from the store's one event-loop thread (the ring
+ * admits a single issuer); its own verify and pread threads block every signal. Memory: all at
+ * creation; submit and harvest never allocate. A failed or corrupt expert completes like any other,
+ * with a status and a text naming it, its segment and offset; the slot's content is then undefined.
  */
 #ifndef XS_EXTENT_READER_H
 #define XS_EXTENT_READER_H

@@ -494,8 +494,8 @@ static bool turn(xs_server *sv)
     }
     bool waited = s->starved;
     uint32_t n_started = xs_loading_start(s, now_ns);
-    sv->starved_look_ns = waited && n_started == 0 ? longer(sv->starved_look_ns)
-                                                   : STARVED_LOOK_US * MOE_NS_PER_US;
+    sv->starved_look_ns =
+        waited && n_started == 0 ? longer(sv->starved_look_ns) : STARVED_LOOK_US * MOE_NS_PER_US;
     return busy;
 }
 
