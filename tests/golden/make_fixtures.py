@@ -32,11 +32,11 @@ FIXTURES = {
     # every layer sparse, separate embeddings and head, tanh-form gelu
     "gelu-new-untied-step1": dict(
         num_layers=2, num_decoder_layers=3, num_sparse_encoder_layers=2, num_sparse_decoder_layers=3,
-        num_experts=8, expert_capacity=64, dense_act_fn="gelu_new", tie_word_embeddings=False),
+        num_experts=5, expert_capacity=64, dense_act_fn="gelu_new", tie_word_embeddings=False),
     # no experts in the encoder, every third decoder layer sparse, erf-form gelu
     "gelu-tied-dense-encoder": dict(
         num_layers=2, num_decoder_layers=6, num_sparse_encoder_layers=0, num_sparse_decoder_layers=2,
-        num_experts=6, expert_capacity=64, dense_act_fn="gelu", tie_word_embeddings=True),
+        num_experts=3, expert_capacity=64, dense_act_fn="gelu", tie_word_embeddings=True),
 }
 SHARD_BYTES = {"relu-tied-step2-capacity2": "60KB"}
 
