@@ -4,7 +4,8 @@
  * The model and the tier are the store's: one store, one call (deploy/gpu_check.sh makes the tour).
  * Every combination of the lists runs in a session of its own; RESIDENT, which has neither a number
  * of cells nor a policy for them, runs once per batch and routing. A case that fails is logged and
- * leaves no row. Exit code: 0, or 1 when any case failed. Main thread.
+ * leaves no row; --trace keeps the timeline of the last one. Exit code: 0, or 1 when any case
+ * failed. Main thread.
  */
 #ifndef GW_BENCH_H
 #define GW_BENCH_H

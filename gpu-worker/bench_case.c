@@ -564,7 +564,7 @@ static moe_status run_session(bench *b, moe_err *err)
 static moe_status allocate(bench *b, moe_err *err)
 {
     const gw_bench_case *c = b->c;
-    b->seqs = calloc(c->batch, sizeof *b->seqs);
+    b->seqs = calloc(c->batch, sizeof(gw_sequence *));
     b->steps = calloc((size_t)c->repeats * c->output_tokens, sizeof *b->steps);
     if (b->seqs == NULL || b->steps == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "%u sequences of %u steps", c->batch,

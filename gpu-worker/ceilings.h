@@ -7,7 +7,7 @@
  *           `cpu` the product alone: there every copy passes the imagined link
  * Median of several rounds. Rates in 1e9 bytes/s.
  * Users: `bench` and `plan --measure`. Threads: the caller's, with no step under way. Allocates and
- * frees all it uses; needs about 300 MiB of device memory on `cuda`.
+ * frees all it uses; needs about 520 MiB of device memory on `cuda`.
  */
 #ifndef GW_CEILINGS_H
 #define GW_CEILINGS_H
