@@ -108,7 +108,7 @@ static void add_slots(const list *l, const xs_store *s)
         labelled(l, MOE_METRIC_GAUGE, name, help, xs_residency_count(s->residency, states[i].state),
                  "state", states[i].text);
     }
-    gauge(l, "pregate_store_slots_total", "Slots there are", s->limits.n_slots);
+    gauge(l, "pregate_store_slots_max", "Slots there are", s->limits.n_slots);
     gauge(l, "pregate_store_slots_leased", "Slots that a worker is reading",
           xs_residency_leased(s->residency));
     gauge(l, "pregate_store_experts", "Experts of the model", s->model.shape.n_experts_total);

@@ -166,8 +166,8 @@ static void show_memory(const view *v)
     xs_human_bytes(value(v, "pregate_store_ram_bytes"), ram, sizeof ram);
     xs_human_bytes(value(v, "pregate_store_slot_bytes"), slot, sizeof slot);
     group(v, "memory");
-    snprintf(text, sizeof text, "%s in %.0f slots of %s", ram,
-             value(v, "pregate_store_slots_total"), slot);
+    snprintf(text, sizeof text, "%s in %.0f slots of %s", ram, value(v, "pregate_store_slots_max"),
+             slot);
     line(v, "experts", text);
     snprintf(text, sizeof text, "%.0f of %.0f experts, %.0f leased, %.0f loading, %.0f pinned",
              labelled(v, "pregate_store_slots", "state=\"ready\""),

@@ -35,7 +35,7 @@ class Concurrent(unittest.TestCase):
             self.assertGreater(metrics["pregate_worker_batch_max"], 4)
             self.assertEqual(metrics["pregate_worker_batch_max"],
                              stat['pregate_worker_batch_max{worker="1"}'])
-            self.assertEqual(14, stat["pregate_store_slots_total"])
+            self.assertEqual(14, stat["pregate_store_slots_max"])
             self.assertGreater(stat["pregate_store_evictions_total"], 0)
             self.assertEqual(0, stat["pregate_store_load_failures_total"])
             self.assertEqual(len(prompts()) + N_REQUESTS,

@@ -105,7 +105,7 @@ class Statistics(unittest.TestCase):
         self.expect(stat, store_reads_total=loaded, store_load_failures_total=0,
                     store_read_bytes_total=loaded * e2e.slot_bytes(), store_want_miss_total=loaded,
                     store_want_hit_total=0, store_want_late_total=0, store_evictions_total=0,
-                    store_slots_total=e2e.N_EXPERTS, store_experts=e2e.N_EXPERTS, store_workers=1,
+                    store_slots_max=e2e.N_EXPERTS, store_experts=e2e.N_EXPERTS, store_workers=1,
                     store_workers_joined_total=1, store_boot=1, store_slots_leased=0,
                     store_reads_in_flight=0, store_wasted_total=0)
         self.expect(stat, **{'store_slots{state="ready"}': loaded,
@@ -168,7 +168,7 @@ class Statistics(unittest.TestCase):
             pair.worker.ask(case["text"])
         stat = pair.store.stat()
         loads = sum(v for k, v in stat.items() if k.startswith("pregate_store_loads_total"))
-        self.assertEqual(14, stat["pregate_store_slots_total"])
+        self.assertEqual(14, stat["pregate_store_slots_max"])
         self.assertGreater(stat["pregate_store_evictions_total"], 0)
         self.assertEqual(stat['pregate_store_slots{state="ready"}'],
                          loads - stat["pregate_store_evictions_total"])

@@ -108,7 +108,7 @@ class Supervised(unittest.TestCase):
         finally:
             del self.environment["PREGATE_STORE_MAX_WORKERS"]
         stat = json.loads(self.pregate("stats", "--json"))
-        self.assertEqual(20, stat["pregate_store_slots_total"])
+        self.assertEqual(20, stat["pregate_store_slots_max"])
         self.assertEqual(3, stat["pregate_store_workers_max"])
         answer = self.pregate("ask", CASE["text"]).rstrip("\n")
         self.assertTrue(CASE["output_text"].startswith(answer))
