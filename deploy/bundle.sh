@@ -47,9 +47,11 @@ install_component() {
         { cat "$work/install.log" >&2; fail "cannot install $1 from $build"; }
 }
 
-# What the given programs need and the bundle brings: "soname path", once each.
+# What the installed programs need and the bundle brings: "soname path", once each. Asked of the
+# build, whose programs still find libraries where this machine has them.
 needed_libraries() {
-    ldd "$@" | awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | sort -u |
+    (cd "$stage" && find bin tests -type f 2>/dev/null) | sed "s|^|$build/|" | xargs ldd |
+        awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | sort -u |
         grep -vE "$from_the_machine" | grep -vE "$left_out"
 }
 
@@ -131,8 +133,7 @@ install_component programs
 [ -z "$tests" ] || install_component tests
 while read -r soname file; do
     copy_library "$soname" "$file"
-done < <(needed_libraries "$build"/bin/{expert-pack,expert-store,expert-stat,expert-replay,expert-doctor,gpu-worker} \
-    ${tests:+"$build"/tests/test_golden "$build"/tests/test_kernels_ops})
+done < <(needed_libraries)
 copy_built_in_licences
 check_self_contained
 copy_models
