@@ -80,10 +80,10 @@ void xs_outlook_table(const xs_outlook_input *in, const xs_outlook *o, moe_text 
         const xs_budget *b = &o->budgets[i];
         char rate[32];
         rate_text(b->even_tokens_per_s, rate, sizeof rate);
-        moe_text_printf(out, "  %8.*f %s %5.0f %%  %-5s %s\n", b->ram_bytes < GIB ? 1 : 2,
-                        (double)b->ram_bytes / (b->ram_bytes < GIB ? MIB : GIB),
-                        b->ram_bytes < GIB ? "MiB" : "GiB", 100 * b->share, b->fits ? "yes" : "no",
-                        rate);
+        bool small = b->ram_bytes < 1ull << 30;
+        moe_text_printf(out, "  %8.*f %s %5.0f %%  %-5s %s\n", small ? 1 : 2,
+                        (double)b->ram_bytes / (small ? MIB : GIB), small ? "MiB" : "GiB",
+                        100 * b->share, b->fits ? "yes" : "no", rate);
     }
     if (o->largest_share < 1) {
         moe_text_printf(out,
