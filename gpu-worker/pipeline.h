@@ -66,8 +66,10 @@ typedef struct gw_pipeline_cfg {
     gw_store_client *client; /* borrowed; used by the fetch thread from create to destroy */
     gw_policy policy;
     uint32_t n_cells;    /* >= 2; 0: from cell_bytes; RESIDENT: all experts, else an error */
-    uint64_t cell_bytes; /* budget when n_cells is 0; 0: 2 * the largest active set (Eq. 1) */
+    uint64_t cell_bytes; /* budget when n_cells is 0; 0: 2 * the largest active set of a decode step
+                            (Eq. 1); prompts stream through them in waves */
     gw_cell_policy cell_policy; /* who leaves a full set of cells; 0: LRU */
+    uint32_t decode_rows;       /* largest n_rows of a decode step; sizes the cells by default */
     uint32_t max_rows;          /* largest n_rows of a step */
     uint64_t piece_bytes; /* largest speculative copy that others wait for; 0: GW_DMA_PIECE_BYTES */
     uint64_t predict_bytes;     /* of guessed copies begun in one step; 0: no such limit */

@@ -74,7 +74,7 @@ static uint32_t wanted_cells(const gw_pipeline_cfg *cfg, const moe_model_shape *
         return UINT32_MAX;
     }
     uint32_t active =
-        gw_plan_active_max(cfg->policy, shape->n_experts, shape->top_k, cfg->max_rows);
+        gw_plan_active_max(cfg->policy, shape->n_experts, shape->top_k, cfg->decode_rows);
     return active > 0 ? 2 * active : 2;
 }
 

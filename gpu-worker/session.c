@@ -62,6 +62,7 @@ static moe_status create_pipeline(gw_session *s, const gw_engine_cfg *cfg, moe_e
                                       .n_cells = cfg->n_cells,
                                       .cell_bytes = cfg->cell_bytes,
                                       .cell_policy = cfg->cell_policy,
+                                      .decode_rows = cfg->max_batch,
                                       .max_rows = max_rows(cfg),
                                       .predict_bytes = cfg->predict_bytes,
                                       .expert_deadline_ns = cfg->expert_deadline_ns,

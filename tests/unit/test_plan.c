@@ -101,9 +101,10 @@ static void cells_follow_from_count_bytes_or_the_active_set(void **state)
     (void)state;
     assert_int_equal(5, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .n_cells = 5}));
     assert_int_equal(3, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .cell_bytes = 3999}));
-    assert_int_equal(6, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .max_rows = 3}));
-    assert_int_equal(16, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .max_rows = 99}));
-    assert_int_equal(16, cells_of((gw_pipeline_cfg){.policy = GW_PREFETCH_ALL, .max_rows = 1}));
+    assert_int_equal(
+        6, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .decode_rows = 3, .max_rows = 99}));
+    assert_int_equal(16, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .decode_rows = 99}));
+    assert_int_equal(16, cells_of((gw_pipeline_cfg){.policy = GW_PREFETCH_ALL, .decode_rows = 1}));
     assert_int_equal(32, cells_of((gw_pipeline_cfg){.policy = GW_PREGATED, .n_cells = 99}));
     assert_int_equal(32, cells_of((gw_pipeline_cfg){.policy = GW_RESIDENT}));
 }
