@@ -1,7 +1,7 @@
 /* plan.h - how a block's experts become waves: pure arithmetic, no state.
  *
- * A wave is a group of at most `capacity` experts of one block. Half of the cells is one wave, so
- * that the next one (of this block or of the next) can travel while it runs.
+ * A wave is a group of at most `capacity` experts of one block, at most half of the cells, so that
+ * the next one (of this block or of the next) can travel while it runs.
  * Users: pipeline.c (sizes), waves.c (cuts), tests and `plan` (what a budget gives). Any thread.
  */
 #ifndef GW_PLAN_H
@@ -14,7 +14,11 @@
 #include "common/status.h"
 #include "gpu-worker/pipeline.h"
 
-/* clamp(n_cells / 2, 1, KRN_MAX_WAVE_EXPERTS); RESIDENT: KRN_MAX_WAVE_EXPERTS. */
+/* Small waves begin to compute earlier, and a prompt that streams through the cells pushes fewer
+ * popular experts out (deploy/bench.md, "Cells as a cache"). */
+enum { GW_PLAN_WAVE_EXPERTS = 8 };
+/* clamp(n_cells / 2, 1, GW_PLAN_WAVE_EXPERTS); RESIDENT, where nothing travels:
+ * KRN_MAX_WAVE_EXPERTS. */
 uint32_t gw_plan_wave_capacity(gw_policy policy, uint32_t n_cells);
 /* Largest set of experts a block of a step with n_rows can need: min(n_rows * top_k, n_experts);
  * PREFETCH_ALL: n_experts. 0 for 0 rows. */

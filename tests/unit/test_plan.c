@@ -16,7 +16,7 @@ static void a_wave_is_half_of_the_cells(void **state)
     assert_int_equal(1, gw_plan_wave_capacity(GW_PREGATED, 2));
     assert_int_equal(1, gw_plan_wave_capacity(GW_PREGATED, 3));
     assert_int_equal(8, gw_plan_wave_capacity(GW_ON_DEMAND, 16));
-    assert_int_equal(KRN_MAX_WAVE_EXPERTS, gw_plan_wave_capacity(GW_PREGATED, 1000));
+    assert_int_equal(GW_PLAN_WAVE_EXPERTS, gw_plan_wave_capacity(GW_PREGATED, 1000));
     assert_int_equal(KRN_MAX_WAVE_EXPERTS, gw_plan_wave_capacity(GW_RESIDENT, 10));
 }
 
