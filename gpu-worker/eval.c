@@ -134,6 +134,35 @@ static moe_status run_group(const gw_config *cfg, gw_worker *w, const gw_pair *p
     return st;
 }
 
+static double sum_of(const moe_metrics *m, const char *name)
+{
+    double sum = 0;
+    for (uint32_t i = 0; i < m->n; i++) {
+        sum += strcmp(m->items[i].name, name) == 0 ? m->items[i].value : 0;
+    }
+    return sum;
+}
+
+static gw_eval_traffic read_traffic(gw_engine *engine)
+{
+    moe_metrics m;
+    moe_metrics_init(&m);
+    gw_engine_metrics(engine, &m);
+    const gw_eval_traffic t = {
+        .cell_hits = sum_of(&m, "pregate_worker_cell_hit_total"),
+        .cell_late = sum_of(&m, "pregate_worker_cell_late_total"),
+        .cell_misses = sum_of(&m, "pregate_worker_cell_miss_total"),
+        .copy_bytes = sum_of(&m, "pregate_worker_copy_bytes_total"),
+        .copy_seconds = sum_of(&m, "pregate_worker_copy_seconds_total"),
+        .copy_hidden_seconds = sum_of(&m, "pregate_worker_copy_hidden_seconds_total"),
+        .guesses_used = sum_of(&m, "pregate_worker_guess_used_total"),
+        .guesses_wasted = sum_of(&m, "pregate_worker_guess_wasted_total"),
+        .guessed_bytes_wasted = sum_of(&m, "pregate_worker_guess_wasted_bytes_total"),
+    };
+    moe_metrics_fini(&m);
+    return t;
+}
+
 moe_status gw_eval_run(const gw_config *cfg, gw_worker *w, const gw_pairs *pairs, gw_eval *out,
                        moe_err *err)
 {
@@ -154,6 +183,7 @@ moe_status gw_eval_run(const gw_config *cfg, gw_worker *w, const gw_pairs *pairs
                        err);
     }
     out->seconds = (double)(moe_now_ns() - begin_ns) / 1e9;
+    out->traffic = read_traffic(w->engine);
     free(g);
     return st;
 }
@@ -187,6 +217,7 @@ static void json_score(moe_text *t, const gw_score *s)
 static void write_json(const gw_config *cfg, const gw_worker *w, const gw_eval *e, moe_text *t)
 {
     const char *model = gw_engine_model_name(w->engine);
+    const gw_eval_traffic *x = &e->traffic;
     moe_text_printf(t, "{\"model\":");
     moe_text_json_string(t, model, strlen(model));
     moe_text_printf(t, ",\"pairs_file\":");
@@ -200,7 +231,14 @@ static void write_json(const gw_config *cfg, const gw_worker *w, const gw_eval *
     json_score(t, &e->answers);
     moe_text_printf(t, ",\"inputs\":{");
     json_score(t, &e->inputs);
-    moe_text_printf(t, "},\"seconds\":%.3f}\n", e->seconds);
+    moe_text_printf(t,
+                    "},\"cell_hits\":%.0f,\"cell_late\":%.0f,\"cell_misses\":%.0f,"
+                    "\"copy_bytes\":%.0f,\"copy_seconds\":%.3f,\"copy_hidden_seconds\":%.3f,"
+                    "\"guesses_used\":%.0f,\"guesses_wasted\":%.0f,"
+                    "\"guessed_bytes_wasted\":%.0f,\"seconds\":%.3f}\n",
+                    x->cell_hits, x->cell_late, x->cell_misses, x->copy_bytes, x->copy_seconds,
+                    x->copy_hidden_seconds, x->guesses_used, x->guesses_wasted,
+                    x->guessed_bytes_wasted, e->seconds);
 }
 
 static void table_f1(moe_text *t, const char *name, const gw_f1 *answers, const gw_f1 *inputs)
@@ -212,6 +250,7 @@ static void table_f1(moe_text *t, const char *name, const gw_f1 *answers, const 
 
 static void write_table(const gw_config *cfg, const gw_worker *w, const gw_eval *e, moe_text *t)
 {
+    const gw_eval_traffic *x = &e->traffic;
     moe_text_printf(t, "%s, %s, %s: %llu pairs of %s (%llu too long), %.1f s\n",
                     gw_engine_model_name(w->engine), w->ops->name,
                     gw_policy_name((gw_policy)cfg->fetch_policy),
@@ -226,6 +265,12 @@ static void write_table(const gw_config *cfg, const gw_worker *w, const gw_eval 
                     gw_score_error_rate(&e->answers), gw_score_error_rate(&e->inputs));
     table_f1(t, "punctuation F1", &e->answers.punctuation, &e->inputs.punctuation);
     table_f1(t, "capitals F1", &e->answers.capitals, &e->inputs.capitals);
+    double hidden = x->copy_seconds > 0 ? x->copy_hidden_seconds / x->copy_seconds : 0;
+    moe_text_printf(t,
+                    "experts: %.0f hits, %.0f late, %.0f misses; %.1f MB copied, %.0f %% of that "
+                    "time hidden; %.0f guesses used, %.0f wasted (%.1f MB)\n",
+                    x->cell_hits, x->cell_late, x->cell_misses, x->copy_bytes / 1e6, 100 * hidden,
+                    x->guesses_used, x->guesses_wasted, x->guessed_bytes_wasted / 1e6);
 }
 
 static moe_status eval(const gw_config *cfg, gw_worker *w, moe_err *err)

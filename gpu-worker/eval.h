@@ -16,8 +16,16 @@
 #include "gpu-worker/score.h"
 #include "gpu-worker/worker.h"
 
+/* What became of experts meanwhile: sums over all blocks of what gw_engine_metrics counts. */
+typedef struct gw_eval_traffic {
+    double cell_hits, cell_late, cell_misses;
+    double copy_bytes, copy_seconds, copy_hidden_seconds;
+    double guesses_used, guesses_wasted, guessed_bytes_wasted;
+} gw_eval_traffic;
+
 typedef struct gw_eval {
     gw_score answers, inputs;
+    gw_eval_traffic traffic;
     double sum_logprob; /* of the references' tokens */
     uint64_t n_tokens, n_skipped;
     double seconds;

@@ -1,7 +1,7 @@
 /* Predictors at work: calibrated by the program, put into the store, used by the engine; and made
  * always wrong. Whatever is guessed, every answer is the golden file's.
  *
- *   test_predictors EXPERT_PACK EXPERT_STORE GPU_WORKER MODEL_DIR FIT_TEXT
+ *   test_predictors EXPERT_PACK EXPERT_STORE GPU_WORKER MODEL_DIR FIT_TEXT [cpu|cuda]
  */
 #include <fcntl.h>
 #include <math.h>
@@ -29,7 +29,7 @@
 enum { N_CASES = 6, MAX_OUTPUT = 96, PATH = 192 };
 
 static struct {
-    const char *pack_program, *worker_program, *fit_text;
+    const char *pack_program, *worker_program, *fit_text, *backend;
     store_process store;
     char good[PATH], bad[PATH]; /* predictor files */
     cJSON *cases;
@@ -94,7 +94,7 @@ static void calibrated_guesses_beat_the_start_on_every_block(void **state)
         the.worker_program, "calibrate",  "--endpoint",     the.store.rig.endpoint,
         "--pairs",          the.fit_text, "--limit",        "100",
         "--lookahead",      "2",          "--out",          the.good,
-        "--backend",        "cpu",        "--fetch-policy", "pregated",
+        "--backend",        the.backend,  "--fetch-policy", "pregated",
         "--cells",          "16",         "--log-level",    "warn",
         "--json",           NULL};
     run(argv, report);
@@ -309,8 +309,9 @@ static void wrong_guesses_over_a_store_with_little_memory(void **state)
 
 int main(int argc, char **argv)
 {
-    if (argc != 6) {
-        fprintf(stderr, "usage: %s EXPERT_PACK EXPERT_STORE GPU_WORKER MODEL_DIR FIT_TEXT\n",
+    if (argc != 6 && argc != 7) {
+        fprintf(stderr,
+                "usage: %s EXPERT_PACK EXPERT_STORE GPU_WORKER MODEL_DIR FIT_TEXT [BACKEND]\n",
                 argv[0]);
         return 1;
     }
@@ -324,12 +325,18 @@ int main(int argc, char **argv)
     the.pack_program = argv[1];
     the.worker_program = argv[3];
     the.fit_text = argv[5];
+    the.backend = argc == 7 ? argv[6] : "cpu";
     snprintf(golden, sizeof golden, "%s/golden.json", argv[4]);
-    if (moe_file_read(golden, 64u << 20, &json, &bytes, &err) != MOE_OK ||
-        krn_ops_find("cpu", &the.ops, NULL, 0, &err) != MOE_OK ||
-        the.ops->backend.open(&open_cfg, &the.device, &err) != MOE_OK) {
+    moe_status st = krn_ops_find(the.backend, &the.ops, NULL, 0, &err);
+    if (st == MOE_OK) {
+        st = the.ops->backend.open(&open_cfg, &the.device, &err);
+    }
+    if (st == MOE_OK) {
+        st = moe_file_read(golden, 64u << 20, &json, &bytes, &err);
+    }
+    if (st != MOE_OK) {
         fprintf(stderr, "%s\n", err.text);
-        return 1;
+        return st == MOE_ERR_DEVICE ? 77 : 1;
     }
     the.cases = cJSON_ParseWithLength(json, bytes);
     free(json);

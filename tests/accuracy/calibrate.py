@@ -1,0 +1,76 @@
+"""Makes results/calibrate-*.json and results/predictors-at-work.json: calibrates the ordinary demo
+model, puts the predictors into its store, and scores it under every way to guess over a slow link.
+
+    calibrate.py BIN_DIR [OUT_DIR]      each result says which command printed it
+"""
+import json
+import os
+import sys
+import tempfile
+
+from store import Store
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+MODEL = os.path.join(HERE, "..", "golden", "restore-base")
+FIT = "tests/accuracy/restore-fit.txt"
+HELD_OUT = "tests/accuracy/restore-heldout.tsv"
+# 16 of 56 experts on the device; a link that takes as long for one as a block takes to compute here
+SLOW = ["--cells", "16", "--cpu-link-gbps", "1", "--max-batch", "1", "--limit", "60"]
+
+
+def command(args):
+    return "gpu-worker " + " ".join(args)
+
+
+def run(store, args):
+    return {"command": command(args), **json.loads(store.worker(*args))}
+
+
+def write(out, name, result):
+    with open(os.path.join(out, name), "w") as file:
+        json.dump(result, file, indent=1)
+        file.write("\n")
+
+
+def calibrate(store, out, scratch):
+    base = ["calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident",
+            "--json"]
+    predictors = os.path.join(scratch, "predictors.safetensors")
+    args = [*base, "--lookahead", "4", "--out", predictors]
+    result = run(store, args)
+    result["command"] = command(args[:-1] + ["predictors.safetensors"])
+    write(out, "calibrate-restore-base.json", result)
+    write(out, "calibrate-restore-base-greedy.json",
+          run(store, [*base, "--lookahead", "4", "--decoding", "greedy"]))
+    sizes = [run(store, [*base, "--limit", str(n)]) for n in (50, 100, 200, 400, 800)]
+    write(out, "calibrate-restore-base-sizes.json", sizes)
+    return predictors
+
+
+def work(store, out):
+    ways = [["on-demand"], *(["pregated", "--predict", p] for p in ("none", "router", "store")),
+            ["pregated", "--predict", "store", "--predict-top", "2"], ["resident"]]
+    results = []
+    for way in ways:
+        slow = SLOW[2:] if way == ["resident"] else SLOW
+        results.append(run(store, ["eval", "--pairs", HELD_OUT, *slow, "--json", "--fetch-policy",
+                                   *way]))
+    write(out, "predictors-at-work.json", results)
+
+
+def main():
+    bin_dir = os.path.abspath(sys.argv[1])
+    out = os.path.abspath(sys.argv[2] if len(sys.argv) > 2 else os.path.join(HERE, "results"))
+    os.makedirs(out, exist_ok=True)
+    os.chdir(os.path.join(HERE, "..", ".."))
+    with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
+        with Store(bin_dir, MODEL, scratch) as store:
+            predictors = calibrate(store, out, scratch)
+            store.run("expert-pack", "add", store.dir, predictors)
+            store.stop()
+            store.start()
+            work(store, out)
+
+
+if __name__ == "__main__":
+    main()
