@@ -48,7 +48,8 @@ stage_debug() {
 
 stage_asan() {
     build_preset asan
-    run_ctest asan -L '^(unit|fault|kernels|integration|stress)$'
+    run_ctest asan -L '^(unit|fault|kernels|integration|stress)$' \
+        -E '^integration\.(bench|bundle|predictors)$'
     run_ctest asan -R '^golden\.(relu|gelu|capacity)'
 }
 
