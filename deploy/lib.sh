@@ -8,7 +8,7 @@ packages_build=(build-essential cmake ninja-build pkg-config libzmq3-dev liburin
     liblmdb-dev libmicrohttpd-dev libxxhash-dev libcjson-dev libinih-dev libsentencepiece-dev
     libcmocka-dev)
 packages_run=(supervisor curl ca-certificates)
-packages_test=(clang clang-format libclang-rt-14-dev spin systemd python3 python3-numpy procps)
+packages_test=(git clang clang-format libclang-rt-14-dev spin systemd python3 python3-numpy procps)
 
 say() {
     printf '%s\n' "$*"

@@ -33,6 +33,7 @@ run_ctest() {
 stage_lint() {
     local sources
     mapfile -t sources < <(cd "$root" && git ls-files '*.c' '*.h' '*.cu' '*.cuh' '*.cc')
+    [ ${#sources[@]} -gt 0 ] || fail "git lists no sources in $root: run this in a clone of your own"
     (cd "$root" && clang-format --dry-run --Werror "${sources[@]}")
     "$root/tests/lint/units.sh"
     "$root/tests/lint/tree.sh"
