@@ -21,6 +21,7 @@
 #include "common/clock.h"
 #include "expert-store/synthetic.h"
 #include "gpu-worker/pipeline.h"
+#include "gpu-worker/speculation.h"
 #include "tests/support/store_rig.h"
 
 static const char *store_program, *pack_program;
@@ -55,8 +56,8 @@ typedef struct fixture {
     float scratch[MAX_ROWS * 128], truth_scratch[MAX_ROWS * 128];
     int32_t row_failed[MAX_BLOCKS][MAX_ROWS], truth_failed[MAX_ROWS];
     krn_wave truth_wave;
-    int64_t pause_ns; /* between blocks: as if they computed for so long */
-    bool good_guesses;
+    int64_t pause_ns;               /* between blocks: as if they computed for so long */
+    bool good_guesses, bad_guesses; /* neither: at random */
 } fixture;
 
 static void ok(fixture *f, moe_status st)
@@ -188,7 +189,9 @@ static void choose(fixture *f, uint32_t n_rows)
     for (uint32_t b = 0; b < n_blocks(f); b++) {
         for (uint32_t t = 0; t < n_rows; t++) {
             f->ids[b][t] = (int32_t)below(f, N_EXPERTS);
-            f->guess_ids[b][t] = f->good_guesses ? f->ids[b][t] : (int32_t)below(f, N_EXPERTS);
+            f->guess_ids[b][t] = f->good_guesses  ? f->ids[b][t]
+                                 : f->bad_guesses ? (f->ids[b][t] + 1) % N_EXPERTS
+                                                  : (int32_t)below(f, N_EXPERTS);
         }
     }
     memset(f->row_failed, 0, sizeof f->row_failed);
@@ -535,6 +538,41 @@ static void good_guesses_turn_misses_into_hits(void **state)
                      gw_store_client_block_counters(f->client, 2)->cell_miss;
     assert_true(c.cell_miss - first < first / 2); /* the rest: guesses that had no time at all */
     assert_int_equal(0, c.cell_wasted);
+}
+
+static double metric(const fixture *f, const char *name, const char *labels)
+{
+    moe_metrics m;
+    moe_metrics_init(&m);
+    gw_pipeline_metrics(f->pipeline, &m);
+    double value = moe_metrics_find(&m, name, labels);
+    moe_metrics_fini(&m);
+    return value;
+}
+
+static void guesses_that_never_come_true_are_turned_off(void **state)
+{
+    fixture *f = *state;
+    serve(f, "switch-tiny", "all");
+    join(f, GW_RESIDENT, N_ALL);
+    leave(f);
+    join(f, GW_PREGATED, 4);
+    f->bad_guesses = true;
+    f->pause_ns = 500 * MOE_NS_PER_US;
+    int64_t deadline_ns = moe_now_ns() + 20 * MOE_NS_PER_S;
+    while (metric(f, "pregate_worker_guess_off", "block=\"enc1\"") == 0 ||
+           metric(f, "pregate_worker_guess_off", "block=\"dec1\"") == 0) {
+        step_of(f, 1);
+        assert_true(moe_now_ns() < deadline_ns);
+    }
+    uint64_t before = totals(f).fetch_predicted;
+    assert_true(before >= 2 * GW_JUDGE_AFTER);
+    for (int i = 0; i < 20; i++) {
+        step_of(f, 1);
+    }
+    assert_int_equal(before, totals(f).fetch_predicted);
+    assert_true(metric(f, "pregate_worker_guesses_passed_over_total", NULL) >= 20);
+    assert_true(metric(f, "pregate_worker_guess_wasted_bytes_total", "block=\"dec1\"") > 0);
 }
 
 /* Wrong guesses over a slow link, in small pieces: given up on the way, and hurried when true. */
@@ -989,6 +1027,7 @@ int main(int argc, char **argv)
         TEST(prefetch_all_moves_every_expert_of_every_block),
         TEST(a_pregate_leaves_misses_to_the_first_block),
         TEST(good_guesses_turn_misses_into_hits),
+        TEST(guesses_that_never_come_true_are_turned_off),
         TEST(guesses_in_pieces_never_cost_a_right_byte),
         TEST(resident_fetches_nothing_after_create),
         TEST(resident_without_room_is_refused),
