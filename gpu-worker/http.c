@@ -372,6 +372,11 @@ static moe_status resolve(const char *listen, struct sockaddr_storage *out, moe_
         name[len - 1] = '\0';
         name++;
     }
+    /* getaddrinfo takes 70000 for 4464. */
+    if (strspn(colon + 1, "0123456789") > 5 || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "--http %.100s: a port is at most %u", listen,
+                        (unsigned)UINT16_MAX);
+    }
     struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE,
                              .ai_socktype = SOCK_STREAM};
     struct addrinfo *found = NULL;
