@@ -96,6 +96,14 @@ moe_status gw_worker_open(const gw_config *cfg, gw_worker *w, moe_err *err)
     if (st == MOE_OK && cfg->trace[0] != '\0') {
         st = gw_trace_create(TRACE_EVENTS, &w->trace, err);
     }
+    if (st == MOE_OK && w->trace != NULL) {
+        /* An empty one now: a path that cannot be written is said before hours of work. */
+        st = gw_trace_write(w->trace, cfg->trace, err);
+        if (st != MOE_OK) {
+            gw_trace_destroy(w->trace);
+            w->trace = NULL;
+        }
+    }
     if (st == MOE_OK && cfg->record_routing[0] != '\0') {
         st = gw_routing_log_create(cfg->record_routing, &w->routing_log, err);
     }
