@@ -12,9 +12,16 @@ while [ $# -gt 0 ]; do
     case $1 in
         --werror) werror=ON; shift ;;
         --only) only=${2:?--only needs a stage}; shift 2 ;;
-        *) fail "unknown option '$1'; see the head of deploy/test.sh" ;;
+        -h | --help) sed -n '2,/^set /s/^# *//p' "$0"; exit 0 ;;
+        *) fail "unknown option '$1'; see --help" ;;
     esac
 done
+
+stages=(lint debug asan tsan clang cuda release)
+case " ${stages[*]} " in
+    *" ${only:-lint} "*) ;;
+    *) fail "no stage '$only'; there are: ${stages[*]}" ;;
+esac
 
 stage() {
     local name=$1 begin=$SECONDS
@@ -80,7 +87,7 @@ stage_release() {
 }
 
 install_packages "${packages_build[@]}" "${packages_run[@]}" "${packages_test[@]}"
-for name in lint debug asan tsan clang cuda release; do
-    stage $name
+for name in "${stages[@]}"; do
+    stage "$name"
 done
 say "all stages passed in $SECONDS s"
