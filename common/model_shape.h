@@ -2,7 +2,7 @@
  * are numbered.
  *
  * One truth: both processes and the packer parse the checkpoint's own config.json with this file;
- * nothing else describes a model. Computation: see gpu-worker/forward.h.
+ * nothing else describes a model. Computation: see gpu-worker/engine/forward.h.
  * Threads: a shape is plain data, const once parsed.
  */
 #ifndef MOE_COMMON_MODEL_SHAPE_H

@@ -1,8 +1,8 @@
 /* named_model.h - the config.json of models known by name: Switch Transformers of real shapes.
  *
- * expert-store/synthetic.h makes weights for them; `gpu-worker plan` asks what they would need.
- * Names: switch-tiny, switch-base-8|16|32|64|128|256, switch-large-128, each also with the suffix
- * -pregated. Threads: no state.
+ * expert-store/catalog/synthetic.h makes weights for them; `gpu-worker plan` asks what they would
+ * need. Names: switch-tiny, switch-base-8|16|32|64|128|256, switch-large-128, each also with the
+ * suffix -pregated. Threads: no state.
  */
 #ifndef MOE_COMMON_NAMED_MODEL_H
 #define MOE_COMMON_NAMED_MODEL_H

@@ -3,7 +3,7 @@
 #include <stdio.h>
 
 #include "common/log.h"
-#include "expert-store/server.h"
+#include "expert-store/server/server.h"
 #include "expert-store/store_config.h"
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2 };

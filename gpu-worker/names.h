@@ -4,8 +4,8 @@
 
 #include <string.h>
 
-#include "gpu-worker/cell_policy.h"
-#include "gpu-worker/pipeline.h"
+#include "gpu-worker/fetch/cell_policy.h"
+#include "gpu-worker/fetch/pipeline.h"
 
 #define GW_POLICY_NAMES "resident, on-demand, prefetch-all, pregated"
 #define GW_CELL_POLICY_NAMES "lru, lfu, lifo-inactive"

@@ -3,8 +3,8 @@
 #ifndef GW_WORKER_H
 #define GW_WORKER_H
 
-#include "gpu-worker/engine.h"
-#include "gpu-worker/tokenizer.h"
+#include "gpu-worker/engine/engine.h"
+#include "gpu-worker/engine/tokenizer.h"
 #include "gpu-worker/worker_config.h"
 
 typedef struct gw_worker {

@@ -4,7 +4,7 @@
 #define GW_WORKER_CONFIG_H
 
 #include "common/config.h"
-#include "gpu-worker/engine.h"
+#include "gpu-worker/engine/engine.h"
 
 typedef struct gw_config {
     /* how to compute */

@@ -7,7 +7,7 @@
  *   A..J  in a slot           0..9 in a slot that a worker is reading now
  * a, A and 0 mean heat 0, j, J and 9 heat 9. Heat h: used 2^h - 1 to 2^(h+1) - 2 times lately, what
  * is long ago counting less; 9 also more. "Lately" is the store's own memory of uses
- * (expert-store/popularity.h).
+ * (expert-store/policy/popularity.h).
  * Threads: no state.
  */
 #ifndef WIRE_PROTO_EXPERT_MAP_H

@@ -20,7 +20,7 @@
  *               block counters [n_blocks]  (64-byte aligned)
  *
  * Protocol (model-checked: tests/spin/lease.pml; both halves are the functions below):
- *   worker, take:                          store, evict x (expert-store/residency.c):
+ *   worker, take:                          store, evict x (expert-store/server/residency.c):
  *   1 e = board[x]; not READY: want it     1 a lease names its slot: choose another
  *   2 lease[i] = e          (seq_cst)      2 board[x]: READY -> EVICTING    (seq_cst CAS)
  *   3 board[x] == e still?  (seq_cst)      3 scan all lease tables again    (seq_cst)

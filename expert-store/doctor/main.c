@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 
 #include "common/config.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 #include "expert-store/doctor/dram.h"
 #include "expert-store/doctor/drive_report.h"
 #include "expert-store/doctor/host.h"

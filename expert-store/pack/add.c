@@ -15,7 +15,7 @@
 #include "common/bytes.h"
 #include "common/checksum.h"
 #include "common/file.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 #include "expert-store/pack/safetensors.h"
 #include "expert-store/pack/store_dir.h"
 

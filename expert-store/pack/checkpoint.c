@@ -16,10 +16,10 @@
 #include "common/checksum.h"
 #include "common/file.h"
 #include "common/text.h"
+#include "expert-store/catalog/tensor_names.h"
 #include "expert-store/pack/checkpoint_check.h"
 #include "expert-store/pack/safetensors.h"
 #include "expert-store/pack/span_stream.h"
-#include "expert-store/tensor_names.h"
 
 enum {
     MAX_CONFIG_BYTES = 1 << 20,

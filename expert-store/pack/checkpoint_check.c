@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/tensor_names.h"
 
 static int by_name(const void *key, const void *item)
 {

@@ -4,7 +4,7 @@
 
 #include "common/status.h"
 #include "common/text.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 
 void xs_inspect_text(const xs_catalog *c, moe_text *out);
 void xs_inspect_json(const xs_catalog *c, moe_text *out);

@@ -16,7 +16,7 @@
 #include "common/checksum.h"
 #include "common/clock.h"
 #include "common/text.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 #include "expert-store/pack/add.h"
 #include "expert-store/pack/checkpoint.h"
 #include "expert-store/pack/inspect.h"

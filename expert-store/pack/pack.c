@@ -16,7 +16,7 @@
 #include "common/checksum.h"
 #include "common/clock.h"
 #include "common/text.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 #include "expert-store/pack/segment_writer.h"
 #include "expert-store/pack/store_dir.h"
 

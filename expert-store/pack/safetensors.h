@@ -14,7 +14,7 @@
 
 #include "common/dtype.h"
 #include "common/status.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/tensor_names.h"
 
 enum {
     XS_ST_MAX_HEADER = 32 << 20, /* 60,000 experts' matrices take about 16 MB of JSON */

@@ -14,7 +14,7 @@
 
 #include "common/file.h"
 #include "common/lock.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 
 enum { PATH_BYTES = 1200, MAX_THREADS = 16 };
 

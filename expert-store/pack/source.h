@@ -15,7 +15,7 @@
 #include "common/dtype.h"
 #include "common/model_shape.h"
 #include "common/status.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/tensor_names.h"
 
 typedef struct xs_source_tensor {
     char name[XS_TENSOR_NAME_BYTES];

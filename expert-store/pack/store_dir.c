@@ -11,7 +11,7 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 
 enum { PATH_BYTES = 1400 };
 

@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "expert-store/synthetic.h"
+#include "expert-store/catalog/synthetic.h"
 
 enum { CONFIG_BYTES = 4096, JOB_BYTES = 160 };
 

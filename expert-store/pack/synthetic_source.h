@@ -1,5 +1,5 @@
-/* synthetic_source.h - a model made from a seed (expert-store/synthetic.h) as a source of a store.
- * Threads: one. */
+/* synthetic_source.h - a model made from a seed (expert-store/catalog/synthetic.h) as a source of a
+ * store. Threads: one. */
 #ifndef XS_SYNTHETIC_SOURCE_H
 #define XS_SYNTHETIC_SOURCE_H
 

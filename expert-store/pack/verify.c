@@ -18,7 +18,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/lock.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/tensor_names.h"
 
 enum { MAX_THREADS = 64, BUFFER_BYTES = 4 << 20 };
 _Static_assert(BUFFER_BYTES % MOE_CHUNK_BYTES == 0, "chunks do not straddle reads");

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #include "common/status.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
 #include "expert-store/pack/pack.h"
 
 typedef struct xs_verify_options {

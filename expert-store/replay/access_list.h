@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "common/status.h"
-#include "expert-store/access_trace.h"
+#include "expert-store/policy/access_trace.h"
 
 typedef enum xs_access_kind { XS_ACCESS_USE = 0, XS_ACCESS_PREDICTION } xs_access_kind;
 
@@ -30,7 +30,8 @@ MOE_MUST_CHECK moe_status xs_access_list_sort(xs_access_list *l, moe_err *err);
 uint64_t xs_access_list_uses(const xs_access_list *l);
 uint32_t xs_access_list_distinct(const xs_access_list *l); /* experts used at all */
 
-/* USE and PREDICT records of a recorded trace (expert-store/access_trace.h), sorted by time. */
+/* USE and PREDICT records of a recorded trace (expert-store/policy/access_trace.h), sorted by time.
+ */
 MOE_MUST_CHECK moe_status xs_access_list_read(const void *data, size_t bytes,
                                               xs_trace_header *out_header, xs_access_list *out,
                                               moe_err *err);

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "expert-store/popularity.h"
+#include "expert-store/policy/popularity.h"
 
 enum { NOWHERE = -1 };
 

@@ -1,12 +1,11 @@
 /* simulate.h - a memory of some slots under one policy, over a trace; and what bounds it.
  *
- * The policies are those of a running store: the same functions (expert-store/evict.h) over the
- * same counts (expert-store/popularity.h). What is simpler here: a load takes no time, nothing is
- * leased beyond its own use, and predictions load nothing ahead: they only protect. A load that a
- * prediction causes reads the drive as one on demand does, so the hits here are reads saved;
- * predictions that were wrong are not charged.
- * Uses in a row (access_list.h): after the first one all are hits, in everything below.
- * Threads: any; no state, no clock, no files.
+ * The policies are those of a running store: the same functions (expert-store/policy/evict.h) over
+ * the same counts (expert-store/policy/popularity.h). What is simpler here: a load takes no time,
+ * nothing is leased beyond its own use, and predictions load nothing ahead: they only protect. A
+ * load that a prediction causes reads the drive as one on demand does, so the hits here are reads
+ * saved; predictions that were wrong are not charged. Uses in a row (access_list.h): after the
+ * first one all are hits, in everything below. Threads: any; no state, no clock, no files.
  */
 #ifndef XS_SIMULATE_H
 #define XS_SIMULATE_H
@@ -14,7 +13,7 @@
 #include <stdint.h>
 
 #include "common/status.h"
-#include "expert-store/evict.h"
+#include "expert-store/policy/evict.h"
 #include "expert-store/replay/access_list.h"
 
 typedef struct xs_memory {

@@ -17,6 +17,8 @@ HELD_OUT = "tests/accuracy/restore-heldout.tsv"
 # 16 of 56 experts on the device; a link that takes as long for one as a block takes to compute here
 SLOW = ["--cells", "16", "--cpu-link-gbps", "1", "--max-batch", "1", "--limit", "60"]
 
+TRIES = 3  # the fastest counts: other work on the machine only ever adds time
+
 
 def command(args):
     return "gpu-worker " + " ".join(args)
@@ -53,8 +55,10 @@ def work(store, out):
     results = []
     for way in ways:
         slow = SLOW[2:] if way == ["resident"] else SLOW
-        results.append(run(store, ["eval", "--pairs", HELD_OUT, *slow, "--json", "--fetch-policy",
-                                   *way]))
+        args = ["eval", "--pairs", HELD_OUT, *slow, "--json", "--fetch-policy", *way]
+        tries = [run(store, args) for _ in range(TRIES)]
+        fastest = min(tries, key=lambda r: r["seconds"])
+        results.append({**fastest, "seconds_of_all_tries": sorted(r["seconds"] for r in tries)})
     write(out, "predictors-at-work.json", results)
 
 

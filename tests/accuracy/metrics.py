@@ -1,4 +1,4 @@
-"""The scores of gpu-worker/score.h, written a second time from its words, standard library only.
+"""The scores of gpu-worker/quality/score.h, written a second time from its words, standard library only.
 
     metrics.py FILE.json...   lists of {"output_text", "reference", "text"} (golden.json): one JSON
                               object per file, with the keys of `gpu-worker eval --json`

@@ -1,6 +1,6 @@
 """switch.py - a Switch Transformer in PyTorch that can be trained and pre-gated.
 
-Computes what gpu-worker computes (gpu-worker/forward.h), with the tensor names of Hugging Face, so a
+Computes what gpu-worker computes (gpu-worker/engine/forward.h), with the tensor names of Hugging Face, so a
 state dict is a checkpoint. Experts are dispatched by sorting: each runs once on its own rows.
 
 Gates of one stack, over its MoE blocks in order, with lookahead n (0: ordinary):

@@ -6,7 +6,7 @@
 
 #include "common/clock.h"
 #include "common/config.h"
-#include "gpu-worker/store_client.h"
+#include "gpu-worker/fetch/store_client.h"
 
 typedef struct bench_config {
     char endpoint[MOE_CFG_STR_BYTES];

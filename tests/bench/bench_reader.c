@@ -13,8 +13,8 @@
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/text.h"
-#include "expert-store/catalog.h"
-#include "expert-store/extent_reader.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/reader/extent_reader.h"
 
 typedef struct bench_config {
     char store[MOE_CFG_STR_BYTES];

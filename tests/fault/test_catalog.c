@@ -16,9 +16,9 @@
 #include <lmdb.h>
 
 #include "common/checksum.h"
-#include "expert-store/catalog.h"
-#include "expert-store/synthetic.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/synthetic.h"
+#include "expert-store/catalog/tensor_names.h"
 #include "tests/support/small_store.h"
 
 static int calls_until_failure = -1; /* -1: never; 0: it was */

@@ -23,9 +23,9 @@
 #include "common/checksum.h"
 #include "common/clock.h"
 #include "common/file.h"
-#include "expert-store/catalog.h"
-#include "expert-store/extent_reader.h"
-#include "expert-store/synthetic.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/synthetic.h"
+#include "expert-store/reader/extent_reader.h"
 #include "tests/support/small_store.h"
 
 enum { N_SLOTS = 4, WAIT_MS = 20000, KIB = 1024 };

@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "common/log.h"
-#include "expert-store/server.h"
+#include "expert-store/server/server.h"
 #include "tests/support/store_rig.h"
 
 static int calls_until_failure = -1; /* -1: never */

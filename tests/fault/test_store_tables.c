@@ -11,13 +11,13 @@
 
 #include <cmocka.h>
 
-#include "expert-store/dense.h"
-#include "expert-store/model_source.h"
-#include "expert-store/regions.h"
-#include "expert-store/residency.h"
-#include "expert-store/reverify.h"
-#include "expert-store/slot_pool.h"
-#include "expert-store/workers.h"
+#include "expert-store/server/dense.h"
+#include "expert-store/server/model_source.h"
+#include "expert-store/server/regions.h"
+#include "expert-store/server/residency.h"
+#include "expert-store/server/reverify.h"
+#include "expert-store/server/slot_pool.h"
+#include "expert-store/server/workers.h"
 
 static int calls_until_failure = -1; /* -1: never; 0: a failure was injected */
 

@@ -17,8 +17,8 @@
 #include <unistd.h>
 
 #include "common/checksum.h"
-#include "expert-store/catalog.h"
-#include "expert-store/catalog_env.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/catalog_env.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 

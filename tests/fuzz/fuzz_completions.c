@@ -4,7 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu-worker/completions.h"
+#include "gpu-worker/serve/completions.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #include "common/model_shape.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/tensor_names.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 

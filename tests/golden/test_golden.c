@@ -26,7 +26,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/lock.h"
-#include "gpu-worker/engine.h"
+#include "gpu-worker/engine/engine.h"
 #include "tests/support/store_process.h"
 
 enum { MAX_RUNS = 64, MAX_INPUT = 128, MAX_OUTPUT = 96, MAX_BATCH = 6, GREEDY_TOKENS = 12 };

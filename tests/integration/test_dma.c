@@ -10,8 +10,8 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "expert-store/synthetic.h"
-#include "gpu-worker/dma.h"
+#include "expert-store/catalog/synthetic.h"
+#include "gpu-worker/fetch/dma.h"
 #include "tests/support/store_rig.h"
 
 static const char *store_program;

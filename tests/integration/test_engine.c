@@ -21,8 +21,8 @@
 #include "common/file.h"
 #include "common/lock.h"
 #include "common/log.h"
-#include "expert-store/catalog.h"
-#include "gpu-worker/engine.h"
+#include "expert-store/catalog/catalog.h"
+#include "gpu-worker/engine/engine.h"
 #include "tests/support/store_process.h"
 
 enum { MAX_PROMPTS = 16, MAX_OUTPUT = 96, DAMAGED_BLOCK = 2, DAMAGED_EXPERT = 5 };

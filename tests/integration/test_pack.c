@@ -19,9 +19,9 @@
 #include <cmocka.h>
 
 #include "common/file.h"
-#include "expert-store/catalog.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/synthetic.h"
 #include "expert-store/pack/store_dir.h"
-#include "expert-store/synthetic.h"
 #include "tests/support/checkpoint_writer.h"
 
 enum { PATH = 512, OUTPUT = 32768, MAX_ARGS = 24 };

@@ -16,8 +16,8 @@
 
 #include <cmocka.h>
 
-#include "expert-store/catalog.h"
-#include "gpu-worker/predictor_file.h"
+#include "expert-store/catalog/catalog.h"
+#include "gpu-worker/quality/predictor_file.h"
 
 enum { EXPERTS = 8, D_MODEL = 64, PATH = 256 };
 

@@ -19,9 +19,9 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "expert-store/synthetic.h"
-#include "gpu-worker/pipeline.h"
-#include "gpu-worker/speculation.h"
+#include "expert-store/catalog/synthetic.h"
+#include "gpu-worker/fetch/pipeline.h"
+#include "gpu-worker/fetch/speculation.h"
 #include "tests/support/store_rig.h"
 
 static const char *store_program, *pack_program;

@@ -22,8 +22,8 @@
 #include "common/bytes.h"
 #include "common/clock.h"
 #include "common/file.h"
-#include "gpu-worker/engine.h"
-#include "gpu-worker/jobs.h"
+#include "gpu-worker/engine/engine.h"
+#include "gpu-worker/quality/jobs.h"
 #include "tests/support/store_process.h"
 
 enum { N_CASES = 6, MAX_OUTPUT = 96, PATH = 192 };

@@ -13,7 +13,7 @@
 
 #include "common/clock.h"
 #include "common/file.h"
-#include "expert-store/access_trace.h"
+#include "expert-store/policy/access_trace.h"
 #include "tests/support/store_rig.h"
 
 static const char *store_program, *replay_program;

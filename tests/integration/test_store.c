@@ -17,7 +17,7 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "expert-store/synthetic.h"
+#include "expert-store/catalog/synthetic.h"
 #include "proto/dense_table.h"
 #include "proto/lease_table.h"
 #include "tests/support/store_rig.h"

@@ -13,8 +13,8 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "expert-store/synthetic.h"
-#include "gpu-worker/store_client.h"
+#include "expert-store/catalog/synthetic.h"
+#include "gpu-worker/fetch/store_client.h"
 #include "tests/support/store_rig.h"
 
 static const char *store_program;

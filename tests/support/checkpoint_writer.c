@@ -10,8 +10,8 @@
 
 #include "common/bytes.h"
 #include "common/text.h"
-#include "expert-store/synthetic.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/synthetic.h"
+#include "expert-store/catalog/tensor_names.h"
 
 enum { STEP = 1 << 18 }; /* elements written at a time */
 

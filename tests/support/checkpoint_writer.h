@@ -1,7 +1,7 @@
 /* checkpoint_writer.h - writes a Hugging Face checkpoint of a synthetic model: what expert-pack is
  * tested with. A test may bend the list of tensors, the config or the files before or after
- * writing. The values are those of expert-store/synthetic.h, so packing the checkpoint and packing
- * the synthetic model must give the same bytes. Everything asserts. Threads: none. */
+ * writing. The values are those of expert-store/catalog/synthetic.h, so packing the checkpoint and
+ * packing the synthetic model must give the same bytes. Everything asserts. Threads: none. */
 #ifndef TESTS_CHECKPOINT_WRITER_H
 #define TESTS_CHECKPOINT_WRITER_H
 

@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-#include "expert-store/lease_view.h"
-#include "expert-store/residency.h"
+#include "expert-store/server/lease_view.h"
+#include "expert-store/server/residency.h"
 #include "expert-store/store_config.h"
 
 enum { FAKE_BLOCKS = 2, FAKE_MAX_TABLES = 4 };

@@ -28,7 +28,7 @@
 #include <zmq.h>
 
 #include "common/clock.h"
-#include "gpu-worker/store_client.h"
+#include "gpu-worker/fetch/store_client.h"
 #include "proto/messages.h"
 #include "proto/socket.h"
 

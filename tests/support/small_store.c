@@ -11,8 +11,8 @@
 #include "common/bytes.h"
 #include "common/checksum.h"
 #include "common/file.h"
-#include "expert-store/catalog.h"
-#include "expert-store/synthetic.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/synthetic.h"
 
 enum { N_SEGMENTS = 2, FIRST_OFF = 3 * XS_EXTENT_ALIGN, MAX_CHUNKS = 8 };
 

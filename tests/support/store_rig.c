@@ -24,7 +24,7 @@
 
 #include "common/clock.h"
 #include "common/file.h"
-#include "expert-store/regions.h"
+#include "expert-store/server/regions.h"
 #include "proto/lease_table.h"
 
 enum { PATIENCE_S = 10 };

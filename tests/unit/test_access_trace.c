@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "expert-store/access_trace.h"
+#include "expert-store/policy/access_trace.h"
 
 static xs_trace_header header(void)
 {

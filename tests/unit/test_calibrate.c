@@ -14,7 +14,7 @@
 
 #include "common/bytes.h"
 #include "common/file.h"
-#include "gpu-worker/calibrate.h"
+#include "gpu-worker/quality/calibrate.h"
 
 enum { D = 5, EXPERTS = 4, ENCODER_BLOCKS = 2, DECODER_BLOCKS = 3, SEQUENCES = 80, TOKENS = 10 };
 

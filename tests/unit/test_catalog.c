@@ -13,9 +13,9 @@
 #include <cmocka.h>
 
 #include "common/checksum.h"
-#include "expert-store/catalog.h"
-#include "expert-store/synthetic.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/catalog.h"
+#include "expert-store/catalog/synthetic.h"
+#include "expert-store/catalog/tensor_names.h"
 
 enum { PATH = 256 };
 static char dir[64]; /* of the running test */

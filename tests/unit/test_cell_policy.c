@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/cell_policy.h"
+#include "gpu-worker/fetch/cell_policy.h"
 
 static void nothing_unlocked_gives_nothing(void **state)
 {

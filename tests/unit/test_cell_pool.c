@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/cell_pool.h"
+#include "gpu-worker/fetch/cell_pool.h"
 
 void *__wrap_calloc(size_t n, size_t size);
 void *__real_calloc(size_t n, size_t size);

@@ -13,7 +13,7 @@
 #include <cjson/cJSON.h>
 
 #include "common/file.h"
-#include "gpu-worker/completions.h"
+#include "gpu-worker/serve/completions.h"
 
 static gw_tokenizer *tokenizer;
 static gw_completion_limits limits;

@@ -9,10 +9,10 @@
 #include <cmocka.h>
 
 #include "common/named_model.h"
-#include "expert-store/synthetic.h"
-#include "gpu-worker/bench_stats.h"
-#include "gpu-worker/cost_model.h"
-#include "gpu-worker/plan_report.h"
+#include "expert-store/catalog/synthetic.h"
+#include "gpu-worker/bench/bench_stats.h"
+#include "gpu-worker/bench/cost_model.h"
+#include "gpu-worker/bench/plan_report.h"
 
 static moe_model_shape shape_of(const char *name)
 {

@@ -10,8 +10,8 @@
 
 #include "common/bytes.h"
 #include "common/checksum.h"
-#include "expert-store/dense.h"
-#include "expert-store/model_source.h"
+#include "expert-store/server/dense.h"
+#include "expert-store/server/model_source.h"
 #include "proto/dense_table.h"
 
 static xs_model open_model(uint64_t seed)

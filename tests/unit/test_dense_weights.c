@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "common/dtype.h"
-#include "gpu-worker/dense_weights.h"
+#include "gpu-worker/engine/dense_weights.h"
 
 enum { D_MODEL = 4, D_FF = 6, N_HEADS = 2, D_HEAD = 3, WIDTH = N_HEADS * D_HEAD, VOCAB = 5 };
 enum { N_EXPERTS = 3, N_BUCKETS = 8, MAX_DISTANCE = 20, MAX_TENSORS = 96 };

@@ -13,8 +13,8 @@
 #include "common/clock.h"
 #include "common/lock.h"
 #include "common/log.h"
-#include "gpu-worker/engine.h"
-#include "gpu-worker/session.h"
+#include "gpu-worker/engine/engine.h"
+#include "gpu-worker/engine/session.h"
 
 enum { EOS = 1, VOCAB = 100, MAX_BATCH = 3, MAX_QUEUE = 8, MAX_ENCODE = 10, MAX_STEPS = 4096 };
 

@@ -5,7 +5,7 @@
 
 #include <cmocka.h>
 
-#include "expert-store/evict.h"
+#include "expert-store/policy/evict.h"
 
 static const xs_evict_policy policies[] = {XS_EVICT_LRU, XS_EVICT_LFU, XS_EVICT_SIEVE,
                                            XS_EVICT_PREDICTED};

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "expert-store/fetch_queue.h"
+#include "expert-store/reader/fetch_queue.h"
 
 static int calls_until_failure = -1; /* -1: never */
 

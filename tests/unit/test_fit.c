@@ -10,7 +10,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/fit.h"
+#include "gpu-worker/quality/fit.h"
 
 enum { D = 6, CLASSES = 4, N_FIT = 600, N_CHECK = 200 };
 

@@ -18,7 +18,7 @@
 #include "common/clock.h"
 #include "common/file.h"
 #include "common/lock.h"
-#include "gpu-worker/http.h"
+#include "gpu-worker/serve/http.h"
 
 enum { MAX_SEQUENCES = 80, PATIENCE_MS = 5000, RESPONSE_BYTES = 1 << 16 };
 

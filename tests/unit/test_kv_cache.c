@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/kv_cache.h"
+#include "gpu-worker/engine/kv_cache.h"
 
 enum { LAYERS = 3, WIDTH = 4, PLACES = 5, MAX_INPUT = 7, MAX_OUTPUT = 2 };
 

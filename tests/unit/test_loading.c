@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "common/clock.h"
-#include "expert-store/loading.h"
+#include "expert-store/server/loading.h"
 #include "tests/support/fake_store.h"
 
 static const fake_store_cfg eight_slots = {

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/pairs.h"
+#include "gpu-worker/quality/pairs.h"
 
 static char path[64];
 

@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/plan.h"
+#include "gpu-worker/fetch/plan.h"
 
 static void a_wave_is_half_of_the_cells(void **state)
 {

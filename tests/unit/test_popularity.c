@@ -5,7 +5,7 @@
 
 #include <cmocka.h>
 
-#include "expert-store/popularity.h"
+#include "expert-store/policy/popularity.h"
 
 enum { ONE = XS_ONE_USE };
 

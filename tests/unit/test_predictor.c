@@ -10,7 +10,7 @@
 #include <cmocka.h>
 
 #include "common/dtype.h"
-#include "gpu-worker/predictor.h"
+#include "gpu-worker/engine/predictor.h"
 
 enum { EXPERTS = 3, D_MODEL = 4, N = EXPERTS * D_MODEL, MAX_TENSORS = 4 };
 

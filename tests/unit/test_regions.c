@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "expert-store/regions.h"
+#include "expert-store/server/regions.h"
 
 enum { SLOT = 1 << 20 };
 

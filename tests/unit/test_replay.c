@@ -13,8 +13,8 @@
 #include <cmocka.h>
 
 #include "common/named_model.h"
-#include "gpu-worker/replay.h"
-#include "gpu-worker/routing_choice.h"
+#include "gpu-worker/bench/replay.h"
+#include "gpu-worker/bench/routing_choice.h"
 
 static char path[64]; /* scratch file of the running test */
 

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/sampler.h"
+#include "gpu-worker/engine/sampler.h"
 
 enum { VOCAB = 8, DRAWS = 20000 };
 

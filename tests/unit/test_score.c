@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/score.h"
+#include "gpu-worker/quality/score.h"
 
 static gw_score score_of(const char *answer, const char *reference)
 {

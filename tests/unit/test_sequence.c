@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/sequence.h"
+#include "gpu-worker/engine/sequence.h"
 
 enum { EOS = 1, VOCAB = 8, D_MODEL = 2 };
 

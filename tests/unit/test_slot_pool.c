@@ -6,7 +6,7 @@
 
 #include <cmocka.h>
 
-#include "expert-store/slot_pool.h"
+#include "expert-store/server/slot_pool.h"
 
 enum { N_SLOTS = 5 };
 

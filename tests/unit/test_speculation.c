@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "gpu-worker/speculation.h"
+#include "gpu-worker/fetch/speculation.h"
 
 static uint32_t pause_of(gw_speculation *s)
 {

@@ -10,8 +10,8 @@
 #include <cmocka.h>
 
 #include "common/checksum.h"
-#include "expert-store/synthetic.h"
-#include "expert-store/tensor_names.h"
+#include "expert-store/catalog/synthetic.h"
+#include "expert-store/catalog/tensor_names.h"
 
 static moe_model_shape shape_of(const char *name)
 {

@@ -12,7 +12,7 @@
 #include <cJSON.h>
 
 #include "common/file.h"
-#include "gpu-worker/tokenizer.h"
+#include "gpu-worker/engine/tokenizer.h"
 
 static char *model_bytes;
 static size_t n_model_bytes;

@@ -13,7 +13,7 @@
 #include <cmocka.h>
 
 #include "common/file.h"
-#include "gpu-worker/trace.h"
+#include "gpu-worker/fetch/trace.h"
 
 static cJSON *write_and_parse(const gw_trace *t)
 {

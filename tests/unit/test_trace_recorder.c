@@ -15,7 +15,7 @@
 
 #include "common/clock.h"
 #include "common/file.h"
-#include "expert-store/trace_recorder.h"
+#include "expert-store/server/trace_recorder.h"
 #include "tests/support/fake_store.h"
 
 enum { MS = 1000000, N_EXPERTS = 12 };

@@ -12,8 +12,8 @@
 
 #include <cmocka.h>
 
-#include "expert-store/regions.h"
-#include "expert-store/workers.h"
+#include "expert-store/server/regions.h"
+#include "expert-store/server/workers.h"
 #include "tests/support/fake_store.h"
 
 enum { HOLD_NS = 2000, GRACE_NS = 500 };

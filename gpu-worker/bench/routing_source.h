@@ -1,0 +1,32 @@
+/* routing_source.h - routing records that come from outside instead of from the gates: mapped
+ * memory, one place per block, filled before a step and read by its kernels where the gate's own
+ * choice would be.
+ *
+ * Synthetic (routing_choice.h). Gates still run and their time counts; dispatch, fetches, waves,
+ * experts and combine work on these ids and on the fixed weight GW_SOURCE_WEIGHT. Addresses never
+ * change, so a recorded step can be replayed. Guesses of the pregated policy on an ordinary
+ * checkpoint stay the routers' own: against made-up routing they are wrong.
+ * Threads: create, prepare, destroy from the thread that runs steps, with none under way.
+ */
+#ifndef GW_ROUTING_SOURCE_H
+#define GW_ROUTING_SOURCE_H
+
+#include "gpu-worker/bench/routing_choice.h"
+#include "kernels/ops.h"
+
+#define GW_SOURCE_WEIGHT 0.5f
+
+typedef struct gw_routing_source gw_routing_source;
+/* chooser: borrowed. */
+MOE_MUST_CHECK moe_status gw_routing_source_create(const krn_ops *ops, krn_device *device,
+                                                   const moe_model_shape *shape, uint32_t max_rows,
+                                                   gw_chooser *chooser, gw_routing_source **out,
+                                                   moe_err *err);
+void gw_routing_source_destroy(gw_routing_source *s); /* accepts NULL */
+/* Chooses for every block of the next step. */
+void gw_routing_source_prepare(gw_routing_source *s, moe_stack stack, uint32_t n_rows);
+/* Puts the block's ids and weights into the record; order and offsets stay as they are. */
+void gw_routing_source_apply(const gw_routing_source *s, moe_stack stack, uint32_t block,
+                             krn_routing *record);
+
+#endif
