@@ -127,8 +127,10 @@ void store_rig_spawn(store_rig *r, const char *const *args)
     r->pid = fork();
     assert_true(r->pid >= 0);
     if (r->pid == 0) {
+        /* Opened first: another user may not come through the directories above a build tree. */
+        int program = open(r->program, O_RDONLY | O_CLOEXEC);
         become(r);
-        execv(r->program, (char *const *)(uintptr_t)argv);
+        fexecve(program, (char *const *)(uintptr_t)argv, environ);
         _exit(127);
     }
 }
