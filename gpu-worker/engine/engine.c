@@ -510,8 +510,8 @@ static void run_steps(gw_engine *e)
     moe_err err = {0};
     moe_status st = MOE_OK;
     if (!wait_for_work(e)) {
-        st = MOE_FAIL(&err, MOE_ERR_DISCONNECTED, "the store at %.200s serves other memory now",
-                      e->endpoint);
+        st = MOE_FAIL(&err, MOE_ERR_DISCONNECTED,
+                      "the store at %.200s stopped or serves other memory now", e->endpoint);
     } else if (!stopping(e)) {
         st = step(e, &err);
     }

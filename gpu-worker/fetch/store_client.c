@@ -198,8 +198,8 @@ static moe_status fail_lost(const gw_store_client *c, moe_err *err)
 static void lose(gw_store_client *c, const char *why)
 {
     c->lost = true;
-    snprintf(c->lost_text, sizeof c->lost_text, "the store at %.100s serves other memory now: %s",
-             c->cfg.endpoint, why);
+    snprintf(c->lost_text, sizeof c->lost_text,
+             "the store at %.100s stopped or serves other memory now: %s", c->cfg.endpoint, why);
 }
 
 static void on_welcome_again(gw_store_client *c, const wire_welcome *w, int64_t now_ns)

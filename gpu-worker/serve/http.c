@@ -373,8 +373,9 @@ static moe_status resolve(const char *listen, struct sockaddr_storage *out, moe_
         name++;
     }
     /* getaddrinfo takes 70000 for 4464. */
-    if (strspn(colon + 1, "0123456789") > 5 || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
-        return MOE_FAIL(err, MOE_ERR_INVALID, "--http %.100s: a port is at most %u", listen,
+    size_t digits = strspn(colon + 1, "0123456789");
+    if (colon[1] == '\0' || digits > 5 || strtoul(colon + 1, NULL, 10) > UINT16_MAX) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "--http %.100s: a port is a number up to %u", listen,
                         (unsigned)UINT16_MAX);
     }
     struct addrinfo hints = {.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV | AI_PASSIVE,

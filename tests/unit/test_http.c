@@ -436,7 +436,8 @@ static void addresses_that_cannot_be_used_are_named(void **state)
     gw_http *other = NULL;
     moe_err err = {0};
     static const char *const bad[] = {"localhost",   "example.com:80",  "127.0.0.1:http",
-                                      "1.2.3.4.5:1", "127.0.0.1:65536", "127.0.0.1:4294967376"};
+                                      "1.2.3.4.5:1", "127.0.0.1:65536", "127.0.0.1:4294967376",
+                                      "127.0.0.1:"};
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         cfg.listen = bad[i];
         assert_int_equal(MOE_ERR_INVALID, gw_http_create(&cfg, &other, &err));
