@@ -8,8 +8,7 @@
  *
  * Two kinds of cases: whole answers (output_ids, experts of both stacks, sums and top 5 of logits,
  * norm of the encoder's output) and fixtures (all logits and encoder outputs for given decoder
- * inputs, and 12 greedy tokens). All prompts are submitted at once, more than fit into one batch;
- * with two slots every expert comes from the drive again and again, so then there are four.
+ * inputs, and 12 greedy tokens). All prompts are submitted at once, more than fit into one batch.
  */
 #include <math.h>
 #include <setjmp.h>
@@ -58,7 +57,6 @@ static struct {
     cJSON *cases;
     bool fixture;
     uint32_t capacity;
-    uint32_t max_cases;
     double fetched_at_start; /* RESIDENT: what create brought into cells */
     struct run runs[MAX_RUNS];
     uint32_t n_runs;
@@ -198,12 +196,8 @@ static void submit_fixture(const cJSON *c)
 static void submit_all(void)
 {
     const cJSON *c = NULL;
-    uint32_t n = 0;
     cJSON_ArrayForEach(c, the.cases)
     {
-        if (n++ == the.max_cases) {
-            break;
-        }
         if (the.fixture) {
             submit_fixture(c);
         } else {
@@ -574,7 +568,6 @@ int main(int argc, char **argv)
                                     .model_dir = argv[3],
                                     .ram = argv[5],
                                     .capacity = the.capacity};
-    the.max_cases = strcmp(argv[5], "min") == 0 ? 4 : MAX_RUNS;
     int failed = open_device(argv[6]);
     if (failed == 0) {
         const struct CMUnitTest tests[] = {
