@@ -10,7 +10,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/clock.h"
 #include "common/dtype.h"
+
+static const int64_t LOCK_PATIENCE_NS = 200 * MOE_NS_PER_MS;
+static const int64_t LOCK_PAUSE_NS = 50 * MOE_NS_PER_US;
 
 static const wire_region *find_region(const wire_welcome *w, wire_region_purpose purpose)
 {
@@ -143,14 +147,21 @@ static moe_status check_shape(const gw_store_map *m, const wire_welcome *w, moe_
     return MOE_OK;
 }
 
+/* The store asks for a shared lock in passing, to see whether we live: a refusal may be that
+ * moment, so only one that lasts is another worker. */
 static moe_status lock_leases(const gw_store_map *m, moe_err *err)
 {
-    if (flock(m->leases.fd, LOCK_EX | LOCK_NB) == 0) {
-        return MOE_OK;
+    int64_t deadline_ns = moe_now_ns() + LOCK_PATIENCE_NS;
+    while (flock(m->leases.fd, LOCK_EX | LOCK_NB) != 0) {
+        int code = errno;
+        if ((code != EWOULDBLOCK && code != EINTR) || moe_now_ns() > deadline_ns) {
+            return MOE_FAIL_NATIVE(err, code == EWOULDBLOCK ? MOE_ERR_BUSY : MOE_ERR_IO,
+                                   MOE_LAYER_ERRNO, code, "cannot lock lease table %s",
+                                   m->leases.name);
+        }
+        moe_sleep_ns(LOCK_PAUSE_NS);
     }
-    int code = errno;
-    return MOE_FAIL_NATIVE(err, code == EWOULDBLOCK ? MOE_ERR_BUSY : MOE_ERR_IO, MOE_LAYER_ERRNO,
-                           code, "cannot lock lease table %s", m->leases.name);
+    return MOE_OK;
 }
 
 moe_status gw_store_map_open(const wire_welcome *w, gw_store_map *out_map,
