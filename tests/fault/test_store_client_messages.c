@@ -31,9 +31,21 @@ enum {
 
 static const char *store_program;
 /* Slots for a few of the experts: every step needs the store again. */
-static const char *const args[] = {
-    "--synthetic", "switch-tiny",       "--seed", "7", "--ram-bytes", "98304", "--max-workers",
-    "1",           "--worker-probe-ms", "20",     NULL};
+/* A HELLO that comes late makes a place that nobody locks: it is free again after the grace, which
+ * must be shorter than the patience of a look at the store. */
+static const char *const args[] = {"--synthetic",
+                                   "switch-tiny",
+                                   "--seed",
+                                   "7",
+                                   "--ram-bytes",
+                                   "98304",
+                                   "--max-workers",
+                                   "1",
+                                   "--worker-probe-ms",
+                                   "20",
+                                   "--worker-grace-ms",
+                                   "1000",
+                                   NULL};
 
 /* ---- the bad line ---- */
 
