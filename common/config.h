@@ -74,6 +74,10 @@ MOE_MUST_CHECK moe_status moe_config_load(const moe_config_spec *spec, int argc,
                                           moe_config_action *out_action, moe_err *err);
 void moe_config_help(const moe_config_spec *spec, FILE *out);
 void moe_config_print(const moe_config_spec *spec, const void *config, FILE *out);
+/* Prints what an action other than MOE_CONFIG_RUN asks for: true, and the program is done (exit 0).
+ * False for MOE_CONFIG_RUN. */
+bool moe_config_answer(const moe_config_spec *spec, moe_config_action action, const void *config,
+                       FILE *out);
 MOE_MUST_CHECK moe_status moe_parse_size(const char *text, uint64_t *out_bytes, moe_err *err);
 
 /* Default endpoint: ipc://$XDG_RUNTIME_DIR/pregate/store.sock, else

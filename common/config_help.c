@@ -117,3 +117,22 @@ void moe_config_print(const moe_config_spec *spec, const void *config, FILE *out
         fprintf(out, "\n# %s\n%s = %s\n", row->help, row->name, text);
     }
 }
+
+bool moe_config_answer(const moe_config_spec *spec, moe_config_action action, const void *config,
+                       FILE *out)
+{
+    switch (action) {
+    case MOE_CONFIG_HELP:
+        moe_config_help(spec, out);
+        return true;
+    case MOE_CONFIG_VERSION:
+        fprintf(out, "%s %s\n", spec->program, moe_build_id);
+        return true;
+    case MOE_CONFIG_PRINT_CONFIG:
+        moe_config_print(spec, config, out);
+        return true;
+    case MOE_CONFIG_RUN:
+        break;
+    }
+    return false;
+}

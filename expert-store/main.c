@@ -41,18 +41,8 @@ int main(int argc, char **argv)
     if (st != MOE_OK) {
         return fail(&err, EXIT_USAGE);
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&xs_config_spec, stdout);
+    if (moe_config_answer(&xs_config_spec, action, &cfg, stdout)) {
         return 0;
-    case MOE_CONFIG_VERSION:
-        printf("expert-store %s\n", moe_build_id);
-        return 0;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&xs_config_spec, &cfg, stdout);
-        return 0;
-    case MOE_CONFIG_RUN:
-        break;
     }
     st = xs_config_check(&cfg, &err);
     return st == MOE_OK ? serve(&cfg) : fail(&err, EXIT_USAGE);

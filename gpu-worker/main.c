@@ -30,18 +30,8 @@ int main(int argc, char **argv)
         fprintf(stderr, "gpu-worker: %s\n", err.text);
         return 2;
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&gw_config_spec, stdout);
+    if (moe_config_answer(&gw_config_spec, action, &cfg, stdout)) {
         return 0;
-    case MOE_CONFIG_VERSION:
-        printf("gpu-worker %s\n", moe_build_id);
-        return 0;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&gw_config_spec, &cfg, stdout);
-        return 0;
-    case MOE_CONFIG_RUN:
-        break;
     }
     moe_log_set_level((moe_log_level)cfg.log_level);
     signal(SIGPIPE, SIG_IGN);

@@ -249,18 +249,8 @@ int main(int argc, char **argv)
     if (st != MOE_OK) {
         return fail(&err, EXIT_USAGE);
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&spec, stdout);
+    if (moe_config_answer(&spec, action, &cfg, stdout)) {
         return 0;
-    case MOE_CONFIG_VERSION:
-        printf("expert-doctor %s\n", moe_build_id);
-        return 0;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&spec, &cfg, stdout);
-        return 0;
-    case MOE_CONFIG_RUN:
-        break;
     }
     return run(&cfg);
 }

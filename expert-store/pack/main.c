@@ -324,18 +324,8 @@ int main(int argc, char **argv)
         (void)fail(&err);
         return EXIT_USAGE;
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&xs_pack_config_spec, stdout);
-        return EXIT_SUCCESS;
-    case MOE_CONFIG_VERSION:
-        printf("expert-pack %s\n", moe_build_id);
-        return EXIT_SUCCESS;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&xs_pack_config_spec, &cfg, stdout);
-        return EXIT_SUCCESS;
-    case MOE_CONFIG_RUN:
-        break;
+    if (moe_config_answer(&xs_pack_config_spec, action, &cfg, stdout)) {
+        return 0;
     }
     catch_signals();
     return run(&cfg, args, n_args);

@@ -278,18 +278,8 @@ int main(int argc, char **argv)
     if (st != MOE_OK) {
         return fail(&err, 2);
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&spec, stdout);
+    if (moe_config_answer(&spec, action, &cfg, stdout)) {
         return 0;
-    case MOE_CONFIG_VERSION:
-        printf("expert-replay %s\n", moe_build_id);
-        return 0;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&spec, &cfg, stdout);
-        return 0;
-    case MOE_CONFIG_RUN:
-        break;
     }
     if ((n_paths == 1) == (cfg.zipf > 0)) {
         (void)MOE_FAIL(&err, MOE_ERR_INVALID,

@@ -301,18 +301,8 @@ int main(int argc, char **argv)
     if (st != MOE_OK) {
         return fail(&err, 2);
     }
-    switch (action) {
-    case MOE_CONFIG_HELP:
-        moe_config_help(&spec, stdout);
+    if (moe_config_answer(&spec, action, &cfg, stdout)) {
         return 0;
-    case MOE_CONFIG_VERSION:
-        printf("expert-stat %s\n", moe_build_id);
-        return 0;
-    case MOE_CONFIG_PRINT_CONFIG:
-        moe_config_print(&spec, &cfg, stdout);
-        return 0;
-    case MOE_CONFIG_RUN:
-        break;
     }
     st = check(&cfg, n_positional > 0 ? period : NULL, &period_s, &err);
     return st == MOE_OK ? run(&cfg, period_s) : fail(&err, 2);
