@@ -2,6 +2,7 @@
 #include "gpu-worker/worker.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/clock.h"
@@ -35,6 +36,19 @@ moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t out_bytes, moe
     return MOE_OK;
 }
 
+/* A device that runs one kernel at a time must never wait for the host. */
+static bool waits_on_host(const gw_config *cfg)
+{
+    const char *blocking = getenv("CUDA_LAUNCH_BLOCKING");
+    bool one_by_one = blocking != NULL && strcmp(blocking, "") != 0 && strcmp(blocking, "0") != 0;
+    if (cfg->sync == 0 && one_by_one) {
+        moe_log(MOE_LOG_WARN, "worker", "sync_host",
+                "reason=CUDA_LAUNCH_BLOCKING cost=\"a host synchronisation per block\" "
+                "remedy=\"unset CUDA_LAUNCH_BLOCKING\"");
+    }
+    return cfg->sync == 2 || (cfg->sync == 0 && one_by_one);
+}
+
 gw_engine_cfg gw_engine_cfg_of(const gw_config *cfg, const gw_worker *w, const char *endpoint)
 {
     return (gw_engine_cfg){
@@ -53,6 +67,7 @@ gw_engine_cfg gw_engine_cfg_of(const gw_config *cfg, const gw_worker *w, const c
             (uint32_t)(cfg->max_encode_tokens > cfg->max_input_tokens ? cfg->max_encode_tokens
                                                                       : cfg->max_input_tokens),
         .checkpoint_capacity = cfg->expert_capacity == 1,
+        .sync_host = waits_on_host(cfg),
         .predict = (gw_predict)cfg->predict,
         .predict_top = (uint32_t)cfg->predict_top,
         .predict_bytes = cfg->predict_bytes,

@@ -13,6 +13,9 @@ static const moe_config_row rows[] = {
              "when experts travel to the device; never changes an answer"),
     ROW_ENUM(expert_capacity, "none|checkpoint", "none",
              "checkpoint = drop tokens over the checkpoint's expert_capacity, as transformers 4"),
+    ROW_ENUM(sync, "auto|device|host", "auto",
+             "who waits for experts: the device, without the host, or (slower, for sanitizers) the "
+             "host; auto = device, but host under CUDA_LAUNCH_BLOCKING"),
     ROW(device, MOE_CFG_U64, 0, 63, "0", "cuda: index of the device"),
     ROW(threads, MOE_CFG_U64, 0, 256, "0", "cpu: threads that compute; 0 = one less than cores"),
     ROW(cpu_link_gbps, MOE_CFG_F64, 0, 10000, "0",

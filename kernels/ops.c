@@ -43,8 +43,8 @@ static const krn_ops all_ops[] = {
      .gate_topk = krn_cpu_gate_topk,
      .dispatch = krn_cpu_dispatch,
      .publish = krn_cpu_publish,
+     .route = krn_cpu_route,
      .expert_ffn = krn_cpu_expert_ffn,
-     .expert_combine = krn_cpu_expert_combine,
      .argmax = krn_cpu_argmax},
 #ifdef PREGATE_WITH_CUDA
     {.name = "cuda",
@@ -82,8 +82,8 @@ static const krn_ops all_ops[] = {
      .gate_topk = krn_cuda_gate_topk,
      .dispatch = krn_cuda_dispatch,
      .publish = krn_cuda_publish,
+     .route = krn_cuda_route,
      .expert_ffn = krn_cuda_expert_ffn,
-     .expert_combine = krn_cuda_expert_combine,
      .argmax = krn_cuda_argmax},
 #endif
 };

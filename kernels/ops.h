@@ -21,9 +21,8 @@ typedef struct krn_ops {
     MOE_MUST_CHECK moe_status (*gate_topk)(krn_stream *, const krn_gate_topk_args *, moe_err *);
     MOE_MUST_CHECK moe_status (*dispatch)(krn_stream *, const krn_dispatch_args *, moe_err *);
     MOE_MUST_CHECK moe_status (*publish)(krn_stream *, const krn_publish_args *, moe_err *);
+    MOE_MUST_CHECK moe_status (*route)(krn_stream *, const krn_route_args *, moe_err *);
     MOE_MUST_CHECK moe_status (*expert_ffn)(krn_stream *, const krn_expert_ffn_args *, moe_err *);
-    MOE_MUST_CHECK moe_status (*expert_combine)(krn_stream *, const krn_expert_combine_args *,
-                                                moe_err *);
     MOE_MUST_CHECK moe_status (*argmax)(krn_stream *, const krn_argmax_args *, moe_err *);
 } krn_ops;
 

@@ -495,8 +495,8 @@ static moe_status open_routing(bench *b, moe_err *err)
     }
     moe_status st = gw_chooser_create(&c->routing, &b->r->shape, c->seed, &b->chooser, err);
     if (st == MOE_OK) {
-        st = gw_routing_source_create(c->engine.ops, c->engine.device, &b->r->shape, max_rows(c),
-                                      b->chooser, &b->source, err);
+        st = gw_routing_source_create(c->engine.ops, c->engine.device, b->session->compute,
+                                      &b->r->shape, max_rows(c), b->chooser, &b->source, err);
     }
     if (st == MOE_OK) {
         gw_forward_set_routing(b->session->forward, b->source);

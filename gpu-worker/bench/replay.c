@@ -174,7 +174,7 @@ moe_status gw_replay_policy(const gw_uses *u, gw_cell_policy policy, uint32_t n_
     if (p == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "replay");
     }
-    p->capacity = gw_plan_wave_capacity(GW_PREGATED, n_cells);
+    p->capacity = gw_plan_wave_capacity(n_cells);
     moe_status st = gw_cell_pool_create(&cfg, &p->pool, err);
     uint64_t hits = 0;
     for (uint32_t set = 0; set < u->n_sets && st == MOE_OK; set++) {

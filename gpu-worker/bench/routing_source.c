@@ -3,17 +3,54 @@
 
 #include <stdlib.h>
 
+/* Choices of one step: [n_blocks of the stack][n_pairs], packed, so that one small copy brings them
+ * to the device. Weights are all the same and are copied once. */
 struct gw_routing_source {
     const krn_ops *ops;           /* borrowed */
     krn_device *device;           /* borrowed */
     const moe_model_shape *shape; /* borrowed */
     gw_chooser *chooser;          /* borrowed */
-    size_t max_pairs;
-    int32_t *ids;   /* [n_blocks_total][max_pairs] mapped, owned */
-    float *weights; /* likewise */
+    size_t max_pairs, n_pairs;    /* of a step; of the prepared one */
+    int32_t *host_ids;            /* [n_blocks_total][max_pairs] mapped, owned */
+    int32_t *ids;                 /* likewise, device */
+    float *weights;               /* [max_pairs] device, owned */
 };
 
-moe_status gw_routing_source_create(const krn_ops *ops, krn_device *device,
+static moe_status alloc(gw_routing_source *s, moe_err *err)
+{
+    const krn_backend_fns *b = &s->ops->backend;
+    size_t bytes = (s->max_pairs * s->shape->n_blocks_total + 1) * sizeof(int32_t);
+    void *host_ids = NULL, *ids = NULL, *weights = NULL;
+    moe_status st = b->host_alloc(s->device, bytes, &host_ids, err);
+    s->host_ids = host_ids;
+    if (st == MOE_OK) {
+        st = b->mem_alloc(s->device, bytes, &ids, err);
+        s->ids = ids;
+    }
+    if (st == MOE_OK) {
+        st = b->mem_alloc(s->device, s->max_pairs * sizeof *s->weights, &weights, err);
+        s->weights = weights;
+    }
+    return st;
+}
+
+static moe_status fill_weights(gw_routing_source *s, krn_stream *stream, moe_err *err)
+{
+    float *weights = malloc(s->max_pairs * sizeof *weights);
+    if (weights == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "routing source");
+    }
+    for (size_t i = 0; i < s->max_pairs; i++) {
+        weights[i] = GW_SOURCE_WEIGHT;
+    }
+    const krn_backend_fns *b = &s->ops->backend;
+    moe_status st = b->copy_async(stream, s->weights, weights, s->max_pairs * sizeof *weights, err);
+    moe_status synced = b->stream_sync(stream, st == MOE_OK ? err : NULL);
+    free(weights);
+    return st == MOE_OK ? synced : st;
+}
+
+moe_status gw_routing_source_create(const krn_ops *ops, krn_device *device, krn_stream *stream,
                                     const moe_model_shape *shape, uint32_t max_rows,
                                     gw_chooser *chooser, gw_routing_source **out, moe_err *err)
 {
@@ -26,20 +63,13 @@ moe_status gw_routing_source_create(const krn_ops *ops, krn_device *device,
                              .shape = shape,
                              .chooser = chooser,
                              .max_pairs = (size_t)max_rows * shape->top_k};
-    size_t n = s->max_pairs * shape->n_blocks_total + 1;
-    void *ids = NULL, *weights = NULL;
-    moe_status st = ops->backend.host_alloc(device, n * sizeof *s->ids, &ids, err);
-    s->ids = ids;
+    moe_status st = alloc(s, err);
     if (st == MOE_OK) {
-        st = ops->backend.host_alloc(device, n * sizeof *s->weights, &weights, err);
-        s->weights = weights;
+        st = fill_weights(s, stream, err);
     }
     if (st != MOE_OK) {
         gw_routing_source_destroy(s);
         return st;
-    }
-    for (size_t i = 0; i < n; i++) {
-        s->weights[i] = GW_SOURCE_WEIGHT;
     }
     *out = s;
     return MOE_OK;
@@ -50,32 +80,33 @@ void gw_routing_source_destroy(gw_routing_source *s)
     if (s == NULL) {
         return;
     }
-    if (s->ids != NULL) {
-        s->ops->backend.host_free(s->device, s->ids);
-    }
-    if (s->weights != NULL) {
-        s->ops->backend.host_free(s->device, s->weights);
-    }
+    s->ops->backend.host_free(s->device, s->host_ids);
+    s->ops->backend.mem_free(s->device, s->ids);
+    s->ops->backend.mem_free(s->device, s->weights);
     free(s);
-}
-
-static size_t place_of(const gw_routing_source *s, moe_stack stack, uint32_t block)
-{
-    return moe_flat_block(s->shape, stack, block) * s->max_pairs;
 }
 
 void gw_routing_source_prepare(gw_routing_source *s, moe_stack stack, uint32_t n_rows)
 {
-    MOE_ASSERT((size_t)n_rows * s->shape->top_k <= s->max_pairs);
+    s->n_pairs = (size_t)n_rows * s->shape->top_k;
+    MOE_ASSERT(s->n_pairs <= s->max_pairs);
     gw_chooser_begin_step(s->chooser, stack);
     for (uint32_t b = 0; b < s->shape->stack[stack].n_blocks; b++) {
-        gw_chooser_choose(s->chooser, b, n_rows, s->ids + place_of(s, stack, b));
+        gw_chooser_choose(s->chooser, b, n_rows, s->host_ids + b * s->n_pairs);
     }
 }
 
-void gw_routing_source_apply(const gw_routing_source *s, moe_stack stack, uint32_t block,
-                             krn_routing *record)
+moe_status gw_routing_source_submit(const gw_routing_source *s, krn_stream *stream, moe_stack stack,
+                                    moe_err *err)
 {
-    record->ids = s->ids + place_of(s, stack, block);
-    record->weights = s->weights + place_of(s, stack, block);
+    size_t n = s->shape->stack[stack].n_blocks * s->n_pairs;
+    return n == 0
+               ? MOE_OK
+               : s->ops->backend.copy_async(stream, s->ids, s->host_ids, n * sizeof *s->ids, err);
+}
+
+void gw_routing_source_apply(const gw_routing_source *s, uint32_t block, krn_routing *record)
+{
+    record->ids = s->ids + block * s->n_pairs;
+    record->weights = s->weights;
 }

@@ -17,16 +17,19 @@
 #define GW_SOURCE_WEIGHT 0.5f
 
 typedef struct gw_routing_source gw_routing_source;
-/* chooser: borrowed. */
+/* chooser: borrowed. Synchronises stream. */
 MOE_MUST_CHECK moe_status gw_routing_source_create(const krn_ops *ops, krn_device *device,
-                                                   const moe_model_shape *shape, uint32_t max_rows,
-                                                   gw_chooser *chooser, gw_routing_source **out,
-                                                   moe_err *err);
+                                                   krn_stream *stream, const moe_model_shape *shape,
+                                                   uint32_t max_rows, gw_chooser *chooser,
+                                                   gw_routing_source **out, moe_err *err);
 void gw_routing_source_destroy(gw_routing_source *s); /* accepts NULL */
 /* Chooses for every block of the next step. */
 void gw_routing_source_prepare(gw_routing_source *s, moe_stack stack, uint32_t n_rows);
-/* Puts the block's ids and weights into the record; order and offsets stay as they are. */
-void gw_routing_source_apply(const gw_routing_source *s, moe_stack stack, uint32_t block,
-                             krn_routing *record);
+/* The forward pass, at step start: what was prepared goes to the device. */
+MOE_MUST_CHECK moe_status gw_routing_source_submit(const gw_routing_source *s, krn_stream *stream,
+                                                   moe_stack stack, moe_err *err);
+/* Puts ids and weights of a block of the prepared stack into the record; order and offsets stay as
+ * they are. */
+void gw_routing_source_apply(const gw_routing_source *s, uint32_t block, krn_routing *record);
 
 #endif

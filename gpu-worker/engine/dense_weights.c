@@ -21,6 +21,8 @@ struct loader {
     const moe_model_shape *shape;
     char *arena; /* NULL in the first walk: only check and measure */
     uint64_t used;
+    bool back_to_back; /* the next tensor begins where the last one ends */
+    bool widen;        /* the next tensor becomes f32 */
     moe_status st;
     moe_err *err;
 };
@@ -68,9 +70,9 @@ static bool check_tensor(struct loader *l, const char *name, const moe_dense_ent
 
 static void *reserve(struct loader *l, uint64_t bytes)
 {
-    void *at = l->arena == NULL ? NULL : l->arena + l->used;
-    l->used += moe_align_up(bytes, DEVICE_ALIGN);
-    return at;
+    uint64_t begin = l->back_to_back ? l->used : moe_align_up(l->used, DEVICE_ALIGN);
+    l->used = begin + bytes;
+    return l->arena == NULL ? NULL : l->arena + begin;
 }
 
 static void copy_in(struct loader *l, void *dst, const void *src, uint64_t bytes)
@@ -113,7 +115,7 @@ static void load_tensor(struct loader *l, const char *name, uint32_t rows, uint3
     if (!check_tensor(l, name, e, rows, cols)) {
         return;
     }
-    bool widen = e->dtype == MOE_F16;
+    bool widen = e->dtype == MOE_F16 || (l->widen && e->dtype != MOE_F32);
     uint64_t n = (uint64_t)rows * cols;
     uint64_t bytes = widen ? n * sizeof(float) : e->bytes;
     void *dst = reserve(l, bytes);
@@ -153,18 +155,47 @@ static const char *stack_name(moe_stack stack)
     return stack == MOE_ENCODER ? "encoder" : "decoder";
 }
 
+/* Does the tensor have another element type than `first`? */
+static bool differs(const struct loader *l, const char *first, const char *name)
+{
+    const void *payload = NULL;
+    const moe_dense_entry *a = find_tensor(l, first, &payload);
+    const moe_dense_entry *b = find_tensor(l, name, &payload);
+    return a != NULL && b != NULL && a->dtype != b->dtype;
+}
+
+/* Queries, keys and values back to back, so that they are also one matrix; f32 if they differ. */
+static void load_qkv(struct loader *l, gw_attention_weights *out, const char *at)
+{
+    const moe_model_shape *s = l->shape;
+    const uint32_t width = s->n_heads * s->d_head;
+    char q[MOE_DENSE_NAME_BYTES], k[MOE_DENSE_NAME_BYTES], v[MOE_DENSE_NAME_BYTES];
+    gw_weight keys = {.data = NULL}, values = {.data = NULL};
+    (void)snprintf(q, sizeof q, "%s.q.weight", at);
+    (void)snprintf(k, sizeof k, "%s.k.weight", at);
+    (void)snprintf(v, sizeof v, "%s.v.weight", at);
+    l->widen = differs(l, q, k) || differs(l, q, v);
+    load(l, &out->q, width, s->d_model, "%s", q);
+    l->back_to_back = true;
+    load(l, &keys, width, s->d_model, "%s", k);
+    load(l, &values, width, s->d_model, "%s", v);
+    l->back_to_back = l->widen = false;
+    out->kv = keys;
+    out->kv.rows = 2 * width;
+    out->qkv = out->q;
+    out->qkv.rows = 3 * width;
+}
+
 static void load_attention(struct loader *l, gw_attention_weights *out, moe_stack stack,
                            uint32_t layer, uint32_t part, const char *kind)
 {
     const moe_model_shape *s = l->shape;
-    uint32_t width = s->n_heads * s->d_head;
-    char at[64];
+    char at[64], inner[96];
     (void)snprintf(at, sizeof at, "%s.block.%u.layer.%u", stack_name(stack), layer, part);
+    (void)snprintf(inner, sizeof inner, "%s.%s", at, kind);
     load(l, &out->norm, 1, s->d_model, "%s.layer_norm.weight", at);
-    load(l, &out->q, width, s->d_model, "%s.%s.q.weight", at, kind);
-    load(l, &out->k, width, s->d_model, "%s.%s.k.weight", at, kind);
-    load(l, &out->v, width, s->d_model, "%s.%s.v.weight", at, kind);
-    load(l, &out->o, s->d_model, width, "%s.%s.o.weight", at, kind);
+    load_qkv(l, out, inner);
+    load(l, &out->o, s->d_model, s->n_heads * s->d_head, "%s.o.weight", inner);
 }
 
 static void load_feed_forward(struct loader *l, gw_layer_weights *out, moe_stack stack,

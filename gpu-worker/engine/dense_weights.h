@@ -1,12 +1,13 @@
 /* dense_weights.h - the weights that always stay on the device: everything but the experts.
  *
  * Copied once from the store's dense region, by name, into one device allocation; each tensor keeps
- * its stored dtype (F32 or BF16; F16 is widened to F32). A tensor that is absent or has another
- * shape is an error that names it, so a checkpoint whose sparse layers disagree with its
- * config.json is refused here. Heads and embeddings: a tied checkpoint has one matrix for all
- * three, under any of its names; an untied one embeds with `encoder.` / `decoder.embed_tokens` when
- * present, else with `shared`, and has `lm_head`. Called by the engine thread. Nothing here is
- * written after load. Shutdown: unload frees.
+ * its stored dtype (F32 or BF16; F16 is widened to F32), and queries, keys and values of an
+ * attention lie back to back, so that one product makes them all (as F32 where their dtypes differ). A
+ * tensor that is absent or has another shape is an error that names it, so a checkpoint whose
+ * sparse layers disagree with its config.json is refused here. Heads and embeddings: a tied
+ * checkpoint has one matrix for all three, under any of its names; an untied one embeds with
+ * `encoder.` / `decoder.embed_tokens` when present, else with `shared`, and has `lm_head`. Called
+ * by the engine thread. Nothing here is written after load. Shutdown: unload frees.
  */
 #ifndef GW_DENSE_WEIGHTS_H
 #define GW_DENSE_WEIGHTS_H
@@ -26,9 +27,11 @@ typedef struct gw_weight {
 } gw_weight;
 
 typedef struct gw_attention_weights {
-    gw_weight norm;    /* [d_model] */
-    gw_weight q, k, v; /* [n_heads * d_head, d_model] */
-    gw_weight o;       /* [d_model, n_heads * d_head] */
+    gw_weight norm; /* [d_model] */
+    gw_weight q;    /* [n_heads * d_head, d_model] */
+    gw_weight kv;   /* keys then values: [2 * n_heads * d_head, d_model] */
+    gw_weight qkv;  /* q and kv, which lie back to back: [3 * n_heads * d_head, d_model] */
+    gw_weight o;    /* [d_model, n_heads * d_head] */
 } gw_attention_weights;
 
 typedef struct gw_layer_weights {

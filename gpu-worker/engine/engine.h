@@ -31,6 +31,7 @@ typedef struct gw_engine_cfg {
     uint32_t max_input_tokens, max_output_tokens;
     uint32_t max_encode_tokens; /* prompt tokens of one encode step; >= max_input_tokens */
     bool checkpoint_capacity;   /* --expert-capacity checkpoint */
+    bool sync_host;             /* forward.h */
     gw_predict predict;         /* who guesses, for PREGATED on an ordinary checkpoint */
     uint32_t predict_top;       /* guesses per token; 0: one */
     uint32_t lookahead;         /* blocks ahead that are guessed; 0: one */

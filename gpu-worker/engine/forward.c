@@ -8,11 +8,23 @@
 #include "common/dtype.h"
 #include "gpu-worker/engine/workspace.h"
 
+/* A decode step as it was submitted once. What differs between steps of one kind lies in memory. */
+typedef struct recording {
+    uint32_t n_rows;
+    bool odd; /* step parity: rows and flags of waves */
+    bool want_record, want_logits, uses_guess;
+    bool makes_guess;
+    krn_graph *graph; /* owned; NULL: none */
+} recording;
+enum { MAX_RECORDINGS = 64 };
+
 struct gw_forward {
     gw_forward_cfg cfg;
     gw_workspace ws;                  /* owned */
     const gw_routing_source *routing; /* borrowed; NULL: gates choose */
     bool has_next_guess;              /* ws.next_guess is of the latest decode step */
+    recording recordings[MAX_RECORDINGS];
+    uint32_t n_recordings;
 };
 
 /* One step being submitted. */
@@ -26,7 +38,8 @@ struct pass {
     gw_step step;
     uint32_t n_rows, n_seqs;
     uint32_t max_self_len, max_cross_len;
-    bool continues; /* a sequence was in the decode step before */
+    bool continues;  /* a sequence was in the decode step before */
+    bool uses_guess; /* the step before guessed this one's first block */
     bool want_record, want_logits;
     moe_status st;
     moe_err *err;
@@ -58,16 +71,21 @@ static void embed(struct pass *p, const gw_weight *table)
     }
 }
 
+static krn_rms_norm_args norm_args(const struct pass *p, const gw_weight *w)
+{
+    return (krn_rms_norm_args){.n_rows = p->n_rows,
+                               .d_model = w->cols,
+                               .w_dtype = w->dtype,
+                               .eps = p->shape->norm_eps,
+                               .x = p->ws->x,
+                               .w = w->data,
+                               .y = p->ws->h};
+}
+
 /* h = norm(x) */
 static void norm(struct pass *p, const gw_weight *w)
 {
-    const krn_rms_norm_args a = {.n_rows = p->n_rows,
-                                 .d_model = w->cols,
-                                 .w_dtype = w->dtype,
-                                 .eps = p->shape->norm_eps,
-                                 .x = p->ws->x,
-                                 .w = w->data,
-                                 .y = p->ws->h};
+    const krn_rms_norm_args a = norm_args(p, w);
     if (ok(p)) {
         p->st = p->ops->rms_norm(p->stream, &a, p->err);
     }
@@ -88,18 +106,23 @@ static krn_linear_args linear_args(const struct pass *p, const float *x, const g
                              .y = y};
 }
 
+/* y = norm(x) w^T; the normed rows are left in ws->h. */
+static krn_linear_args normed_linear_args(const struct pass *p, const gw_weight *norm_w,
+                                          const gw_weight *w, float *y)
+{
+    krn_linear_args a = linear_args(p, p->ws->x, w, y);
+    a.norm_w = norm_w->data;
+    a.norm_dtype = norm_w->dtype;
+    a.norm_eps = p->shape->norm_eps;
+    a.h = p->ws->h;
+    return a;
+}
+
 static void linear(struct pass *p, const krn_linear_args *a)
 {
     if (ok(p)) {
         p->st = p->ops->linear(p->stream, a, p->err);
     }
-}
-
-/* y = x w^T */
-static void project(struct pass *p, const float *x, const gw_weight *w, float *y)
-{
-    const krn_linear_args a = linear_args(p, x, w, y);
-    linear(p, &a);
 }
 
 /* The residual stream: ws->x += y w^T */
@@ -110,11 +133,18 @@ static void add_projected(struct pass *p, const float *y, const gw_weight *w)
     linear(p, &a);
 }
 
-/* Keeps the rows of src as keys or values of their sequences. */
+/* Elements of all heads: of a row of queries, of keys, of values. */
+static uint32_t width_of(const struct pass *p)
+{
+    return p->shape->n_heads * p->shape->d_head;
+}
+
+/* Keeps rows of ws->qkv, from src on, as keys or values of their sequences. */
 static void keep(struct pass *p, const float *src, float *dst, const int64_t *offsets)
 {
     const krn_kv_store_args a = {.n_rows = p->n_rows,
-                                 .width = p->shape->n_heads * p->shape->d_head,
+                                 .width = width_of(p),
+                                 .src_stride = 3 * width_of(p),
                                  .src = src,
                                  .dst = dst,
                                  .row_seq = p->ws->dev.row_seq,
@@ -125,14 +155,14 @@ static void keep(struct pass *p, const float *src, float *dst, const int64_t *of
     }
 }
 
-/* ws->attended = attention of ws->q over the given keys; the caller sets k, v and where they lie.
- */
+/* ws->attended = attention of ws->qkv's queries; the caller sets k, v and where they lie. */
 static void attend(struct pass *p, krn_attention_args a)
 {
     a.n_rows = p->n_rows;
     a.n_heads = p->shape->n_heads;
     a.d_head = p->shape->d_head;
-    a.q = p->ws->q;
+    a.q = p->ws->qkv;
+    a.q_stride = 3 * width_of(p);
     a.out = p->ws->attended;
     a.row_seq = p->ws->dev.row_seq;
     a.row_pos = p->ws->dev.row_pos;
@@ -141,42 +171,42 @@ static void attend(struct pass *p, krn_attention_args a)
     }
 }
 
+/* Encode: among the rows themselves. Decode: over the cache, which the rows join. */
 static void self_attention(struct pass *p, const gw_attention_weights *w, uint32_t layer)
 {
     gw_workspace *ws = p->ws;
     const gw_stack_weights *stack = &p->f->cfg.weights->stack[p->stack];
-    const float *keys = ws->k;
-    const float *values = ws->v;
-    norm(p, &w->norm);
-    project(p, ws->h, &w->q, ws->q);
-    project(p, ws->h, &w->k, ws->k);
-    project(p, ws->h, &w->v, ws->v);
+    const krn_linear_args qkv = normed_linear_args(p, &w->norm, &w->qkv, ws->qkv);
+    krn_attention_args a = {.k = ws->qkv + width_of(p),
+                            .v = ws->qkv + 2 * (size_t)width_of(p),
+                            .kv_stride = 3 * width_of(p),
+                            .kv_off = ws->dev.self_off,
+                            .kv_len = ws->dev.self_len,
+                            .max_kv_len = p->max_self_len,
+                            .causal = p->stack == MOE_DECODER,
+                            .rel_bias = stack->rel_bias,
+                            .bias_half = stack->bias_half};
+    linear(p, &qkv);
     if (p->stack == MOE_DECODER) {
-        float *kept_keys = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_SELF_K);
-        float *kept_values = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_SELF_V);
-        keep(p, ws->k, kept_keys, ws->dev.self_off);
-        keep(p, ws->v, kept_values, ws->dev.self_off);
-        keys = kept_keys;
-        values = kept_values;
+        a.new_k = a.k;
+        a.new_v = a.v;
+        a.k = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_SELF_K);
+        a.v = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_SELF_V);
+        a.kv_stride = width_of(p);
     }
-    attend(p, (krn_attention_args){.k = keys,
-                                   .v = values,
-                                   .kv_off = ws->dev.self_off,
-                                   .kv_len = ws->dev.self_len,
-                                   .max_kv_len = p->max_self_len,
-                                   .causal = p->stack == MOE_DECODER,
-                                   .rel_bias = stack->rel_bias,
-                                   .bias_half = stack->bias_half});
+    attend(p, a);
     add_projected(p, ws->attended, &w->o);
 }
 
 static void cross_attention(struct pass *p, const gw_attention_weights *w, uint32_t layer)
 {
     gw_workspace *ws = p->ws;
-    norm(p, &w->norm);
-    project(p, ws->h, &w->q, ws->q);
+    krn_linear_args q = normed_linear_args(p, &w->norm, &w->q, ws->qkv);
+    q.y_stride = 3 * width_of(p);
+    linear(p, &q);
     attend(p, (krn_attention_args){.k = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_K),
                                    .v = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_V),
+                                   .kv_stride = width_of(p),
                                    .kv_off = ws->dev.cross_off,
                                    .kv_len = ws->dev.cross_len,
                                    .max_kv_len = p->max_cross_len});
@@ -185,8 +215,7 @@ static void cross_attention(struct pass *p, const gw_attention_weights *w, uint3
 
 static void dense_feed_forward(struct pass *p, const gw_layer_weights *w)
 {
-    krn_linear_args up = linear_args(p, p->ws->h, &w->wi, p->ws->ff);
-    norm(p, &w->ffn_norm);
+    krn_linear_args up = normed_linear_args(p, &w->ffn_norm, &w->wi, p->ws->ff);
     up.act = p->shape->act;
     linear(p, &up);
     add_projected(p, p->ws->ff, &w->wo);
@@ -197,61 +226,94 @@ static krn_routing record_of(const struct pass *p, uint32_t b)
 {
     krn_routing record = p->ws->routing[b % 2];
     if (p->f->routing != NULL) {
-        gw_routing_source_apply(p->f->routing, p->stack, b, &record);
+        gw_routing_source_apply(p->f->routing, b, &record);
     }
     return record;
 }
 
-/* Who computes what: probabilities, choices, and rows sorted by expert. The gate chooses into
- * `chosen`; `out`, the same or another record, is what gets sorted. */
-static void gate(struct pass *p, const gw_weight *w, uint32_t top_k, uint32_t capacity,
-                 const krn_routing *chosen, const krn_routing *out)
+/* ---- mails: pipeline.h says who listens to what ---- */
+
+static krn_publish_args mail_of(const struct pass *p, krn_mail_kind kind, uint32_t block)
 {
-    const krn_gate_topk_args choose = {.n_rows = p->n_rows,
-                                       .d_model = w->cols,
-                                       .n_experts = w->rows,
-                                       .top_k = top_k,
-                                       .w_dtype = w->dtype,
-                                       .h = p->ws->h,
-                                       .w = w->data,
-                                       .out = *chosen};
-    const krn_dispatch_args sort = {.n_rows = p->n_rows,
-                                    .n_experts = w->rows,
-                                    .top_k = top_k,
-                                    .capacity = capacity,
-                                    .n_seqs = p->n_seqs,
-                                    .routing = *out,
-                                    .row_seq = p->ws->dev.row_seq,
-                                    .scratch = p->ws->capacity};
-    if (ok(p)) {
-        p->st = p->ops->gate_topk(p->stream, &choose, p->err);
-    }
-    if (ok(p)) {
-        p->st = p->ops->dispatch(p->stream, &sort, p->err);
-    }
+    krn_publish_args a = {.kind = kind,
+                          .block = moe_flat_block(p->shape, p->stack, block),
+                          .n_experts = p->shape->n_experts};
+    gw_pipeline_mailbox(p->f->cfg.pipeline, &a);
+    return a;
 }
 
-/* Tells the fetch thread; see pipeline.h for who listens to what. */
-static void publish(struct pass *p, krn_publish_args a, krn_mail_kind kind, uint32_t block)
+static krn_publish_args choice_mail(const struct pass *p, krn_mail_kind kind, uint32_t block,
+                                    const krn_routing *routing)
 {
-    gw_pipeline_mailbox(p->f->cfg.pipeline, &a);
-    a.kind = kind;
-    a.block = moe_flat_block(p->shape, p->stack, block);
-    a.n_experts = p->shape->n_experts;
+    krn_publish_args a = mail_of(p, kind, block);
+    a.offsets = routing->offsets;
+    return a;
+}
+
+static void publish(struct pass *p, const krn_publish_args *a)
+{
     if (ok(p)) {
-        p->st = p->ops->publish(p->stream, &a, p->err);
+        p->st = p->ops->publish(p->stream, a, p->err);
     }
 }
 
 static void publish_choice(struct pass *p, krn_mail_kind kind, uint32_t block,
                            const krn_routing *routing)
 {
-    publish(p, (krn_publish_args){.offsets = routing->offsets}, kind, block);
+    const krn_publish_args a = choice_mail(p, kind, block, routing);
+    publish(p, &a);
 }
 
 static void publish_all_experts(struct pass *p, uint32_t block)
 {
-    publish(p, (krn_publish_args){.all_experts = true}, KRN_MAIL_GUESSED, block);
+    krn_publish_args a = mail_of(p, KRN_MAIL_GUESSED, block);
+    a.all_experts = true;
+    publish(p, &a);
+}
+
+static void publish_wave(struct pass *p, krn_mail_kind kind, uint32_t block, uint32_t wave)
+{
+    krn_publish_args a = mail_of(p, kind, block);
+    a.wave = wave;
+    publish(p, &a);
+}
+
+/* ---- the gate position ---- */
+
+/* Who computes what: probabilities, choices, and rows sorted by expert, then mails. The gate
+ * chooses into `chosen`; `sorted`, the same or another record, is what gets sorted. */
+static krn_route_args route_args(const struct pass *p, const gw_weight *w, uint32_t top_k,
+                                 const krn_routing *chosen, const krn_routing *sorted)
+{
+    return (krn_route_args){.gate = {.n_rows = p->n_rows,
+                                     .d_model = w->cols,
+                                     .n_experts = w->rows,
+                                     .top_k = top_k,
+                                     .w_dtype = w->dtype,
+                                     .h = p->ws->h,
+                                     .w = w->data,
+                                     .out = *chosen},
+                            .dispatch = {.n_rows = p->n_rows,
+                                         .n_experts = w->rows,
+                                         .top_k = top_k,
+                                         .n_seqs = p->n_seqs,
+                                         .routing = *sorted,
+                                         .row_seq = p->ws->dev.row_seq,
+                                         .scratch = p->ws->capacity},
+                            .scratch = p->ws->gate_logits};
+}
+
+static void add_mail(krn_route_args *a, krn_publish_args mail)
+{
+    MOE_ASSERT(a->n_mails < KRN_MAX_ROUTE_MAILS);
+    a->mail[a->n_mails++] = mail;
+}
+
+static void route(struct pass *p, const krn_route_args *a)
+{
+    if (ok(p)) {
+        p->st = p->ops->route(p->stream, a, p->err);
+    }
 }
 
 /* What this block's h says about blocks ahead: of this step at once, of the next token's first
@@ -271,108 +333,130 @@ static void guess_ahead(struct pass *p, uint32_t b)
             continue;
         }
         const krn_routing *guess = what.next_token ? &p->ws->next_guess : &p->ws->guess;
-        gate(p, w, top, 0, guess, guess);
+        krn_route_args a = route_args(p, w, top, guess, guess);
         if (what.next_token) {
             p->f->has_next_guess = ok(p);
         } else {
-            publish_choice(p, KRN_MAIL_GUESSED, what.target, guess);
+            add_mail(&a, choice_mail(p, KRN_MAIL_GUESSED, what.target, guess));
         }
+        route(p, &a);
     }
 }
 
-/* The gate position of block b: this block's record is complete afterwards, and on a pre-gated
- * checkpoint the next block's too. */
-static void route(struct pass *p, const gw_layer_weights *w, uint32_t b, const krn_routing *mine)
+/* h = norm(x), and the gates of block b: its own record is complete afterwards, and on a pre-gated
+ * checkpoint the next block's too. Mails go with the gates' kernels, but on demand, where the copy
+ * waits for it, a choice made earlier is published first. */
+static void gate_position(struct pass *p, const gw_layer_weights *w, uint32_t b,
+                          const krn_routing *mine)
 {
     const moe_stack_shape *stack = &p->shape->stack[p->stack];
-    uint32_t capacity = p->stack == MOE_ENCODER ? p->f->cfg.expert_capacity : 0;
-    bool pregated = p->shape->pregate_lookahead > 0;
-    if (b == 0 || !pregated) {
-        gate(p, &w->router, p->shape->top_k, capacity, &p->ws->routing[b % 2], mine);
-        publish_choice(p, KRN_MAIL_ROUTED, b, mine);
-    } else if (p->step.publish_at_use) {
-        publish_choice(p, KRN_MAIL_ROUTED, b, mine);
+    const bool pregated = p->shape->pregate_lookahead > 0, chosen_before = pregated && b > 0;
+    const bool chooses_next = pregated && b + 1 < stack->n_blocks;
+    const uint32_t capacity = p->stack == MOE_ENCODER ? p->f->cfg.expert_capacity : 0;
+    const krn_publish_args mail = choice_mail(p, KRN_MAIL_ROUTED, b, mine);
+    if (chosen_before && p->step.publish_at_use) {
+        publish(p, &mail);
     }
-    if (pregated && b + 1 < stack->n_blocks) {
-        const krn_routing theirs = record_of(p, b + 1);
-        gate(p, &w->pregate, p->shape->top_k, capacity, &p->ws->routing[(b + 1) % 2], &theirs);
-        if (!p->step.publish_at_use) {
-            publish_choice(p, KRN_MAIL_ROUTED, b + 1, &theirs);
+    if (chosen_before && !chooses_next) {
+        norm(p, &w->ffn_norm);
+    }
+    if (!chosen_before) {
+        krn_route_args a = route_args(p, &w->router, p->shape->top_k, &p->ws->routing[b % 2], mine);
+        a.norm = norm_args(p, &w->ffn_norm);
+        a.dispatch.capacity = capacity;
+        add_mail(&a, mail);
+        route(p, &a);
+    }
+    if (chooses_next) {
+        const krn_routing next = record_of(p, b + 1);
+        krn_route_args a =
+            route_args(p, &w->pregate, p->shape->top_k, &p->ws->routing[(b + 1) % 2], &next);
+        if (chosen_before) {
+            a.norm = norm_args(p, &w->ffn_norm);
         }
+        a.dispatch.capacity = capacity;
+        if (!p->step.publish_at_use) {
+            add_mail(&a, choice_mail(p, KRN_MAIL_ROUTED, b + 1, &next));
+        }
+        route(p, &a);
     } else if (p->step.publish_guess) {
         guess_ahead(p, b);
     }
 }
 
-/* One wave: wait on the device for its experts, then run them. */
-static void run_wave(struct pass *p, uint32_t b, uint32_t wave, const krn_routing *mine)
+/* ---- the experts ---- */
+
+static void await_wave(struct pass *p, uint32_t b, uint32_t wave)
 {
-    const moe_model_shape *s = p->shape;
-    gw_step *step = &p->step;
-    const krn_expert_ffn_args ffn = {.n_rows = p->n_rows,
-                                     .top_k = s->top_k,
-                                     .d_model = s->d_model,
-                                     .d_ff = s->d_ff,
-                                     .n_experts = s->n_experts,
-                                     .w_dtype = p->f->cfg.expert_dtype,
-                                     .act = s->act,
-                                     .h = p->ws->h,
-                                     .wave = step->wave_row(step, b, wave),
-                                     .routing = *mine,
-                                     .y = p->ws->y,
-                                     .scratch = p->ws->ff,
-                                     .row_failed = p->ws->row_failed};
-    publish(p, (krn_publish_args){.wave = wave}, KRN_MAIL_REACHED, b);
-    if (ok(p)) {
-        p->st = p->ops->backend.wait32_async(p->stream, step->wave_flag(step, b, wave), 1, p->err);
+    uint32_t *flag = p->step.wave_flag(&p->step, b, wave);
+    if (ok(p) && p->f->cfg.sync_host) {
+        p->st = p->ops->backend.stream_sync(p->stream, p->err); /* its mails are out */
+        gw_pipeline_await(&p->step, b, wave);
+    } else if (ok(p)) {
+        p->st = p->ops->backend.wait32_async(p->stream, flag, 1, p->err);
     }
-    if (ok(p)) {
-        p->st = p->ops->expert_ffn(p->stream, &ffn, p->err);
-    }
-    publish(p, (krn_publish_args){.wave = wave}, KRN_MAIL_DONE, b);
 }
 
-static void combine(struct pass *p, const krn_routing *mine)
+/* ws->x += what the experts at hand make of ws->h. */
+static void run_experts(struct pass *p, const krn_wave *wave, const void *const *weights_of,
+                        const krn_routing *mine)
 {
-    const krn_expert_combine_args a = {.n_rows = p->n_rows,
-                                       .top_k = p->shape->top_k,
-                                       .d_model = p->shape->d_model,
-                                       .routing = *mine,
-                                       .y = p->ws->y,
-                                       .x = p->ws->x};
+    const moe_model_shape *s = p->shape;
+    const krn_expert_ffn_args a = {.n_rows = p->n_rows,
+                                   .d_model = s->d_model,
+                                   .d_ff = s->d_ff,
+                                   .n_experts = s->n_experts,
+                                   .w_dtype = p->f->cfg.expert_dtype,
+                                   .act = s->act,
+                                   .h = p->ws->h,
+                                   .wave = wave,
+                                   .weights_of = weights_of,
+                                   .routing = *mine,
+                                   .x = p->ws->x,
+                                   .scratch = p->ws->ff,
+                                   .row_failed = p->ws->row_failed};
     if (ok(p)) {
-        p->st = p->ops->expert_combine(p->stream, &a, p->err);
+        p->st = p->ops->expert_ffn(p->stream, &a, p->err);
+    }
+}
+
+static void record_block(struct pass *p, uint32_t b, const krn_routing *mine)
+{
+    const gw_workspace *ws = p->ws;
+    copy(p, ws->out_experts + (size_t)b * ws->max_rows, mine->ids, p->n_rows * sizeof(int32_t));
+    if (p->f->cfg.record_gates) {
+        copy(p, ws->out_gates + (size_t)b * ws->max_rows * p->shape->d_model, ws->h,
+             (size_t)p->n_rows * p->shape->d_model * sizeof(float));
     }
 }
 
 static void moe_block(struct pass *p, const gw_layer_weights *w, uint32_t b)
 {
     const krn_routing mine = record_of(p, b);
+    const void *const *weights_of = p->step.weights_of(&p->step, b);
     if (p->step.publish_all && b + 1 < p->shape->stack[p->stack].n_blocks) {
         publish_all_experts(p, b + 1);
     }
-    norm(p, &w->ffn_norm);
-    route(p, w, b, &mine);
+    gate_position(p, w, b, &mine);
+    if (weights_of != NULL) {
+        run_experts(p, NULL, weights_of, &mine);
+    }
     for (uint32_t wave = 0; wave < p->step.n_waves; wave++) {
-        run_wave(p, b, wave, &mine);
+        publish_wave(p, KRN_MAIL_REACHED, b, wave);
+        await_wave(p, b, wave);
+        run_experts(p, p->step.wave_row(&p->step, b, wave), NULL, &mine);
+        publish_wave(p, KRN_MAIL_DONE, b, wave);
     }
-    combine(p, &mine);
     if (p->want_record) {
-        copy(p, p->ws->out_experts + (size_t)b * p->ws->max_rows, mine.ids,
-             p->n_rows * sizeof(int32_t));
-    }
-    if (p->want_record && p->f->cfg.record_gates) {
-        copy(p, p->ws->out_gates + (size_t)b * p->ws->max_rows * p->shape->d_model, p->ws->h,
-             (size_t)p->n_rows * p->shape->d_model * sizeof(float));
+        record_block(p, b, &mine);
     }
 }
 
 static void layers(struct pass *p)
 {
     const moe_stack_shape *shape = &p->shape->stack[p->stack];
-    const gw_stack_weights *stack = &p->f->cfg.weights->stack[p->stack];
     for (uint32_t i = 0; i < shape->n_layers; i++) {
-        const gw_layer_weights *w = &stack->layer[i];
+        const gw_layer_weights *w = &p->f->cfg.weights->stack[p->stack].layer[i];
         self_attention(p, &w->self, i);
         if (p->stack == MOE_DECODER) {
             cross_attention(p, &w->cross, i);
@@ -383,22 +467,20 @@ static void layers(struct pass *p)
             dense_feed_forward(p, w);
         }
     }
-    norm(p, &stack->final_norm);
 }
 
 static void begin(struct pass *p)
 {
     gw_workspace *ws = p->ws;
     copy(p, ws->dev.ids, ws->host.ids, ws->input_bytes);
-    if (ok(p)) {
-        p->st = p->ops->backend.fill_async(p->stream, ws->row_failed, 0,
-                                           p->n_rows * sizeof(int32_t), p->err);
+    if (ok(p) && p->f->routing != NULL) {
+        p->st = gw_routing_source_submit(p->f->routing, p->stream, p->stack, p->err);
     }
     if (p->step.publish_all && p->shape->stack[p->stack].n_blocks > 0) {
         publish_all_experts(p, 0);
     }
     if (p->stack == MOE_DECODER) {
-        if (p->f->has_next_guess && p->continues && p->step.publish_guess) {
+        if (p->uses_guess) {
             publish_choice(p, KRN_MAIL_GUESSED, 0, &ws->next_guess);
         }
         p->f->has_next_guess = false;
@@ -411,12 +493,14 @@ static void cross_keys(struct pass *p)
 {
     gw_workspace *ws = p->ws;
     const gw_forward_cfg *cfg = &p->f->cfg;
+    float *k = ws->qkv, *v = ws->qkv + width_of(p);
     for (uint32_t i = 0; i < p->shape->stack[MOE_DECODER].n_layers; i++) {
         const gw_attention_weights *w = &cfg->weights->stack[MOE_DECODER].layer[i].cross;
-        project(p, ws->h, &w->k, ws->k);
-        project(p, ws->h, &w->v, ws->v);
-        keep(p, ws->k, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_K), ws->dev.cross_off);
-        keep(p, ws->v, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_V), ws->dev.cross_off);
+        krn_linear_args kv = linear_args(p, ws->h, &w->kv, ws->qkv);
+        kv.y_stride = 3 * width_of(p);
+        linear(p, &kv);
+        keep(p, k, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_K), ws->dev.cross_off);
+        keep(p, v, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_V), ws->dev.cross_off);
     }
 }
 
@@ -424,11 +508,11 @@ static void submit_encode(struct pass *p)
 {
     begin(p);
     layers(p);
+    norm(p, &p->f->cfg.weights->stack[MOE_ENCODER].final_norm);
     cross_keys(p);
     if (p->want_record) {
         copy(p, p->ws->out_hidden, p->ws->h, (size_t)p->n_rows * p->shape->d_model * sizeof(float));
     }
-    copy(p, p->ws->out_failed, p->ws->row_failed, p->n_rows * sizeof(int32_t));
 }
 
 /* Everything a decode step enqueues: what a recording would hold. */
@@ -436,7 +520,8 @@ static void submit_decode(struct pass *p)
 {
     gw_workspace *ws = p->ws;
     const gw_dense_weights *weights = p->f->cfg.weights;
-    krn_linear_args head = linear_args(p, ws->h, &weights->head, ws->logits);
+    krn_linear_args head =
+        normed_linear_args(p, &weights->stack[MOE_DECODER].final_norm, &weights->head, ws->logits);
     const krn_argmax_args most_probable = {
         .n_rows = p->n_rows, .vocab = p->shape->vocab, .logits = ws->logits, .out = ws->out_next};
     begin(p);
@@ -449,7 +534,65 @@ static void submit_decode(struct pass *p)
     if (p->want_logits) {
         copy(p, ws->out_logits, ws->logits, (size_t)p->n_rows * p->shape->vocab * sizeof(float));
     }
-    copy(p, ws->out_failed, ws->row_failed, p->n_rows * sizeof(int32_t));
+}
+
+/* ---- recordings ---- */
+
+static void forget_recordings(gw_forward *f)
+{
+    for (uint32_t i = 0; i < f->n_recordings; i++) {
+        f->cfg.ops->backend.graph_destroy(f->recordings[i].graph);
+    }
+    f->n_recordings = 0;
+}
+
+static bool is_of(const struct pass *p, const recording *r)
+{
+    return r->n_rows == p->n_rows && r->odd == (p->step.step % 2 == 1) &&
+           r->want_record == p->want_record && r->want_logits == p->want_logits &&
+           r->uses_guess == p->uses_guess;
+}
+
+/* Submits this step into a new recording. Nothing runs yet. */
+static recording *record(struct pass *p)
+{
+    gw_forward *f = p->f;
+    const krn_backend_fns *b = &p->ops->backend;
+    if (f->n_recordings == MAX_RECORDINGS) {
+        forget_recordings(f);
+    }
+    recording *r = &f->recordings[f->n_recordings];
+    *r = (recording){.n_rows = p->n_rows,
+                     .odd = p->step.step % 2 == 1,
+                     .want_record = p->want_record,
+                     .want_logits = p->want_logits,
+                     .uses_guess = p->uses_guess};
+    p->st = b->graph_begin(p->stream, p->err);
+    if (!ok(p)) {
+        return NULL;
+    }
+    submit_decode(p);
+    r->makes_guess = f->has_next_guess;
+    moe_status st = b->graph_end(p->stream, &r->graph, ok(p) ? p->err : NULL);
+    p->st = ok(p) ? st : p->st;
+    if (r->graph != NULL) {
+        f->n_recordings++;
+    }
+    return ok(p) ? r : NULL;
+}
+
+static void replay_decode(struct pass *p)
+{
+    gw_forward *f = p->f;
+    recording *r = NULL;
+    for (uint32_t i = 0; i < f->n_recordings && r == NULL; i++) {
+        r = is_of(p, &f->recordings[i]) ? &f->recordings[i] : NULL;
+    }
+    r = r != NULL ? r : record(p);
+    if (r != NULL) {
+        f->has_next_guess = r->makes_guess;
+        p->st = p->ops->backend.graph_launch(r->graph, p->stream, p->err);
+    }
 }
 
 static struct pass new_pass(gw_forward *f, moe_stack stack, uint32_t n_seqs, moe_err *err)
@@ -472,6 +615,7 @@ static uint32_t larger(uint32_t a, uint32_t b)
 static void describe_prompts(struct pass *p, gw_sequence *const *seqs)
 {
     gw_step_inputs *in = &p->ws->host;
+    memset(p->ws->row_failed, 0, p->ws->max_rows * sizeof *p->ws->row_failed);
     for (uint32_t s = 0; s < p->n_seqs; s++) {
         const gw_request *r = &seqs[s]->request;
         MOE_ASSERT(p->n_rows + r->n_input <= p->ws->max_rows);
@@ -494,6 +638,7 @@ static void describe_tokens(struct pass *p, gw_sequence *const *seqs)
     gw_step_inputs *in = &p->ws->host;
     const gw_kv_cache *kv = p->f->cfg.kv;
     p->n_rows = p->n_seqs;
+    memset(p->ws->row_failed, 0, p->n_rows * sizeof *p->ws->row_failed);
     for (uint32_t s = 0; s < p->n_seqs; s++) {
         const gw_sequence *seq = seqs[s];
         in->ids[s] = seq->feed;
@@ -529,7 +674,7 @@ static void finish(struct pass *p, gw_step_result *out)
                                .logits = ws->out_logits,
                                .gates = p->f->cfg.record_gates ? ws->out_gates : NULL};
     out->next = ws->out_next;
-    out->row_failed = ws->out_failed;
+    out->row_failed = ws->row_failed;
 }
 
 moe_status gw_forward_encode(gw_forward *f, gw_sequence *const *seqs, uint32_t n, bool want_record,
@@ -556,8 +701,10 @@ moe_status gw_forward_decode(gw_forward *f, gw_sequence *const *seqs, uint32_t n
     p.want_logits = want_logits;
     describe_tokens(&p, seqs);
     p.st = gw_pipeline_begin_step(f->cfg.pipeline, MOE_DECODER, p.n_rows, &p.step, err);
+    p.uses_guess = f->has_next_guess && p.continues && p.step.publish_guess;
     if (ok(&p)) {
-        submit_decode(&p);
+        bool records = p.ops->backend.graph_begin != NULL && !f->cfg.sync_host;
+        records ? replay_decode(&p) : submit_decode(&p);
         finish(&p, out);
     }
     return p.st;
@@ -601,6 +748,7 @@ moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out, moe_er
 void gw_forward_set_routing(gw_forward *f, const gw_routing_source *source)
 {
     f->routing = source;
+    forget_recordings(f);
 }
 
 void gw_forward_destroy(gw_forward *f)
@@ -608,6 +756,7 @@ void gw_forward_destroy(gw_forward *f)
     if (f == NULL) {
         return;
     }
+    forget_recordings(f);
     gw_workspace_fini(&f->ws);
     free(f);
 }

@@ -18,7 +18,11 @@
  * need; the last decoder block's says it for the first block of the next step. Nothing is computed
  * from a guess.
  * Nothing goes from one token, or from the encoder, to the next. The host does not synchronise
- * inside a step: experts arrive through the pipeline's waves (pipeline.h).
+ * inside a step: experts arrive through the pipeline's waves (pipeline.h). On a backend with graphs
+ * a decode step is submitted once for each number of rows and step parity, and replayed.
+ * sync_host: for tools that run kernels one at a time (compute-sanitizer, CUDA_LAUNCH_BLOCKING),
+ * where a device that waits for the host would wait for ever; every wave then costs a
+ * synchronisation, and nothing is recorded.
  * Called by the engine thread. Shutdown: destroy, once nothing is enqueued any more.
  */
 #ifndef GW_FORWARD_H
@@ -45,6 +49,7 @@ typedef struct gw_forward_cfg {
     uint32_t expert_capacity;        /* tokens per sequence and expert in an encode step; 0: all */
     uint32_t max_rows, max_batch;
     bool record_gates; /* a recorded step brings what gates saw to the host */
+    bool sync_host;    /* the host waits for experts, the device never does: for sanitizers */
     /* PREGATED on an ordinary checkpoint */
     const gw_predictors *predictors; /* borrowed */
     gw_predict predict;

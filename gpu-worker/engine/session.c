@@ -86,6 +86,7 @@ static moe_status create_forward(gw_session *s, const gw_engine_cfg *cfg, moe_er
         .max_rows = max_rows(cfg),
         .max_batch = cfg->max_batch,
         .record_gates = cfg->record_gates,
+        .sync_host = cfg->sync_host,
         .predictors = &s->predictors,
         .predict = cfg->predict,
         .predict_top = cfg->predict_top,

@@ -48,14 +48,11 @@ static void carve_device(struct carver *c, const moe_model_shape *s, gw_workspac
     carve_inputs(c, w, &w->dev);
     w->x = carve(c, rows * s->d_model, sizeof(float));
     w->h = carve(c, rows * s->d_model, sizeof(float));
-    w->q = carve(c, rows * width, sizeof(float));
-    w->k = carve(c, rows * width, sizeof(float));
-    w->v = carve(c, rows * width, sizeof(float));
+    w->qkv = carve(c, rows * 3 * width, sizeof(float));
     w->attended = carve(c, rows * width, sizeof(float));
-    w->ff = carve(c, pairs * s->d_ff, sizeof(float));
-    w->y = carve(c, pairs * s->d_model, sizeof(float));
+    w->ff = carve(c, rows * s->d_ff, sizeof(float));
+    w->gate_logits = carve(c, rows * s->n_experts, sizeof(float));
     w->logits = carve(c, (uint64_t)w->max_batch * s->vocab, sizeof(float));
-    w->row_failed = carve(c, rows, sizeof(int32_t));
     w->capacity = carve(c, (uint64_t)w->max_batch * s->n_experts, sizeof(int32_t));
     carve_routing(c, pairs, s->n_experts, &w->routing[0]);
     carve_routing(c, pairs, s->n_experts, &w->routing[1]);
@@ -73,7 +70,7 @@ static void carve_mapped(struct carver *c, const moe_model_shape *s, gw_workspac
     carve_inputs(c, w, &w->host);
     w->input_bytes = (size_t)c->used;
     w->out_next = carve(c, w->max_batch, sizeof(int32_t));
-    w->out_failed = carve(c, rows, sizeof(int32_t));
+    w->row_failed = carve(c, rows, sizeof(int32_t));
     w->out_experts = carve(c, rows * n_blocks, sizeof(int32_t));
     w->out_hidden = carve(c, rows * s->d_model, sizeof(float));
     w->out_logits = carve(c, (uint64_t)w->max_batch * s->vocab, sizeof(float));

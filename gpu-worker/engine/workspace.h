@@ -51,19 +51,18 @@ typedef struct gw_workspace {
     gw_step_inputs host, dev;
     /* device */
     float *x, *h;           /* [max_rows, d_model] residual stream; normed input */
-    float *q, *k, *v;       /* [max_rows, n_heads * d_head] */
+    float *qkv;             /* [max_rows, 3 * n_heads * d_head] queries, keys, values of a row */
     float *attended;        /* [max_rows, n_heads * d_head] */
-    float *ff;              /* [max_rows * top_k, d_ff] */
-    float *y;               /* [max_rows * top_k, d_model] what the experts give, unweighted */
+    float *ff;              /* [max_rows, d_ff] */
+    float *gate_logits;     /* [max_rows, n_experts] route's scratch */
     float *logits;          /* [max_batch, vocab] */
-    int32_t *row_failed;    /* [max_rows] */
     int32_t *capacity;      /* [max_batch * n_experts] dispatch's scratch */
     krn_routing routing[2]; /* by block parity: a block's own record, and its successor's */
     krn_routing guess;      /* of a block ahead: [max_rows, guess_top] pairs */
     krn_routing next_guess; /* of the next decode step's first block: [max_batch, guess_top] */
     /* mapped results */
     int32_t *out_next;    /* [max_batch] */
-    int32_t *out_failed;  /* [max_rows] */
+    int32_t *row_failed;  /* [max_rows] cleared by the host before a step, set by the device */
     int32_t *out_experts; /* [blocks of the larger stack][max_rows], a row's first choice */
     float *out_hidden;    /* [max_rows, d_model] */
     float *out_logits;    /* [max_batch, vocab] */

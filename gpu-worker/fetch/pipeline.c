@@ -10,12 +10,13 @@
 #include <stdlib.h>
 
 #include "common/bytes.h"
+#include "common/clock.h"
 #include "common/dtype.h"
 #include "gpu-worker/fetch/fetch_thread.h"
 #include "gpu-worker/fetch/plan.h"
 #include "gpu-worker/fetch/prediction.h"
 
-enum { CELL_ALIGN = 256 };
+enum { CELL_ALIGN = 256, AWAIT_NAP_NS = 20000 };
 
 struct gw_pipeline {
     gw_pipeline_cfg cfg;
@@ -24,14 +25,15 @@ struct gw_pipeline {
     uint64_t cell_bytes;
     bool pinned;
 
-    char *cells;        /* device, owned: [n_cells + 1][cell_bytes], the last is zero */
-    uint32_t *counter;  /* device, owned */
-    krn_wave *rows;     /* mapped, owned: [2][n_blocks_total][max_waves] */
-    uint32_t *flags;    /* mapped, owned: likewise */
-    krn_mail *ring;     /* mapped, owned: [depth] */
-    gw_cell_pool *pool; /* owned */
-    gw_dma *dma;        /* owned */
-    gw_fetch *fetch;    /* owned */
+    char *cells;             /* device, owned: [n_cells + 1][cell_bytes], the last is zero */
+    uint32_t *counter;       /* device, owned */
+    const void **weights_of; /* device, owned: [n_experts_total] RESIDENT: each expert's cell */
+    krn_wave *rows;          /* mapped, owned: [2][n_blocks_total][max_waves] */
+    uint32_t *flags;         /* mapped, owned: likewise */
+    krn_mail *ring;          /* mapped, owned: [depth] */
+    gw_cell_pool *pool;      /* owned */
+    gw_dma *dma;             /* owned */
+    gw_fetch *fetch;         /* owned */
 
     moe_histogram wave_wait, store_wait;
     gw_speculation *speculation; /* [n_blocks_total] owned */
@@ -73,10 +75,10 @@ static moe_status plan_sizes(gw_pipeline *p, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    p->capacity = gw_plan_wave_capacity(p->cfg.policy, p->n_cells);
+    p->capacity = gw_plan_wave_capacity(p->n_cells);
     uint32_t active =
         gw_plan_active_max(p->cfg.policy, p->shape.n_experts, p->shape.top_k, p->cfg.max_rows);
-    p->max_waves = gw_plan_n_waves(active, p->capacity);
+    p->max_waves = p->cfg.policy == GW_RESIDENT ? 0 : gw_plan_n_waves(active, p->capacity);
     p->depth = ring_depth(&p->shape, p->max_waves);
     return MOE_OK;
 }
@@ -204,6 +206,31 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
     return gw_fetch_create(&fetch, &p->fetch, err);
 }
 
+/* RESIDENT: where the fetch thread has put every expert. */
+static moe_status upload_weights_of(gw_pipeline *p, moe_err *err)
+{
+    const krn_backend_fns *b = &p->cfg.ops->backend;
+    size_t n = p->shape.n_experts_total, bytes = n * sizeof(void *);
+    void *weights_of = NULL;
+    const void **host = malloc(bytes + 1);
+    if (host == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "addresses of %zu experts", n);
+    }
+    for (uint32_t e = 0; e < n; e++) {
+        host[e] = p->cells + (size_t)gw_cell_pool_find(p->pool, e) * (size_t)p->cell_bytes;
+    }
+    moe_status st = b->mem_alloc(p->cfg.device, bytes, &weights_of, err);
+    p->weights_of = weights_of;
+    if (st == MOE_OK) {
+        st = b->copy_async(p->cfg.compute, weights_of, host, bytes, err);
+    }
+    if (st == MOE_OK) {
+        st = b->stream_sync(p->cfg.compute, err);
+    }
+    free(host);
+    return st;
+}
+
 static void set_gauges(gw_pipeline *p)
 {
     moe_worker_counters *n = gw_store_client_counters(p->cfg.client);
@@ -230,6 +257,9 @@ moe_status gw_pipeline_create(const gw_pipeline_cfg *cfg, gw_pipeline **out, moe
         set_gauges(p);
         register_slots(p);
         st = create_parts(p, err);
+    }
+    if (st == MOE_OK && cfg->policy == GW_RESIDENT) {
+        st = upload_weights_of(p, err);
     }
     if (st != MOE_OK) {
         gw_pipeline_destroy(p);
@@ -258,6 +288,7 @@ void gw_pipeline_destroy(gw_pipeline *p)
     b->host_free(p->cfg.device, p->ring);
     b->host_free(p->cfg.device, p->flags);
     b->host_free(p->cfg.device, p->rows);
+    b->mem_free(p->cfg.device, p->weights_of);
     b->mem_free(p->cfg.device, p->counter);
     b->mem_free(p->cfg.device, p->cells);
     free(p);
@@ -284,6 +315,22 @@ static uint32_t *wave_flag(const gw_step *s, uint32_t block, uint32_t index)
     return &s->owner->flags[row_index(s, block, index)];
 }
 
+static const void *const *weights_of(const gw_step *s, uint32_t block)
+{
+    const gw_pipeline *p = s->owner;
+    size_t first = (size_t)moe_flat_block(&p->shape, s->stack, block) * p->shape.n_experts;
+    return p->weights_of != NULL ? p->weights_of + first : NULL;
+}
+
+void gw_pipeline_await(const gw_step *s, uint32_t block, uint32_t wave)
+{
+    uint32_t *flag = wave_flag(s, block, wave);
+    while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) != 1) { /* always released: pipeline.h */
+        moe_sleep_ns(AWAIT_NAP_NS);
+    }
+    __atomic_store_n(flag, 0, __ATOMIC_RELAXED);
+}
+
 moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_rows, gw_step *out,
                                   moe_err *err)
 {
@@ -299,12 +346,13 @@ moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_ro
     *out =
         (gw_step){.step = p->step,
                   .stack = stack,
-                  .n_waves = gw_plan_n_waves(active, p->capacity),
+                  .n_waves = p->max_waves > 0 ? gw_plan_n_waves(active, p->capacity) : 0,
                   .publish_at_use = p->cfg.policy == GW_ON_DEMAND || p->cfg.policy == GW_RESIDENT,
                   .publish_guess = p->cfg.policy == GW_PREGATED && !routes_ahead,
                   .publish_all = p->cfg.policy == GW_PREFETCH_ALL,
                   .wave_row = wave_row,
                   .wave_flag = wave_flag,
+                  .weights_of = weights_of,
                   .owner = p};
     gw_fetch_begin_step(p->fetch, out->step, stack, out->n_waves);
     return MOE_OK;

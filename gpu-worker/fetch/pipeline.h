@@ -11,7 +11,8 @@
  * expert cache under one byte budget (cell_pool.h).
  *
  * Fetch policies (Pre-gated MoE, Sec. IV and VI; differences in when, never in what is computed):
- *   RESIDENT      all experts are in cells after create; no fetch afterwards
+ *   RESIDENT      all experts are in cells after create; no fetch afterwards, and no waves: of a
+ *                 block only its ROUTED mail comes, and each of its experts counts as a cell_hit
  *   ON_DEMAND     experts of block b are fetched after block b's gate position
  *   PREFETCH_ALL  all experts of block b+1 are fetched while block b runs (block 0: at step start)
  *   PREGATED      pre-gated checkpoint: exactly the chosen experts of b+1 while b runs, only a
@@ -87,7 +88,8 @@ void gw_pipeline_destroy(gw_pipeline *p); /* releases every wait, joins the fetc
 typedef struct gw_step {
     uint64_t step;
     moe_stack stack;
-    uint32_t n_waves;    /* per block, an upper bound known to the host; empty waves are cheap */
+    uint32_t n_waves;    /* per block, an upper bound known to the host; empty waves are cheap.
+                            RESIDENT: 0, nothing is waited for */
     bool publish_at_use; /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
                             also when a pre-gate decided earlier */
     bool publish_guess;  /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
@@ -97,6 +99,8 @@ typedef struct gw_step {
      * parity. */
     krn_wave *(*wave_row)(const struct gw_step *s, uint32_t block, uint32_t wave);
     uint32_t *(*wave_flag)(const struct gw_step *s, uint32_t block, uint32_t wave);
+    /* RESIDENT: [n_experts] device, where each expert of the block lies; else NULL. */
+    const void *const *(*weights_of)(const struct gw_step *s, uint32_t block);
     gw_pipeline *owner;
 } gw_step;
 
@@ -105,6 +109,9 @@ MOE_MUST_CHECK moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack
                                                  gw_step *out, moe_err *err);
 /* Fills ring, counter and depth of a publish; the caller sets kind, block, wave, offsets. */
 void gw_pipeline_mailbox(gw_pipeline *p, krn_publish_args *args);
+/* Instead of wait32_async on the wave's flag, once the compute stream has come there: the calling
+ * thread waits for the wave's experts. */
+void gw_pipeline_await(const gw_step *s, uint32_t block, uint32_t wave);
 /* After the compute stream was synchronised: waits until the fetch thread has seen every mail of
  * the step. MOE_OK also when experts failed (rows say which); *out_failed_text gets the first
  * failure's text, "" if none. MOE_ERR_DISCONNECTED: the store's memory is gone for good. */

@@ -1,12 +1,11 @@
 /* plan.c - see plan.h. */
 #include "gpu-worker/fetch/plan.h"
 
-uint32_t gw_plan_wave_capacity(gw_policy policy, uint32_t n_cells)
+uint32_t gw_plan_wave_capacity(uint32_t n_cells)
 {
-    uint32_t most = policy == GW_RESIDENT ? KRN_MAX_WAVE_EXPERTS : GW_PLAN_WAVE_EXPERTS;
     uint32_t half = n_cells / 2;
-    if (policy == GW_RESIDENT || half > most) {
-        return most;
+    if (half > GW_PLAN_WAVE_EXPERTS) {
+        return GW_PLAN_WAVE_EXPERTS;
     }
     return half > 0 ? half : 1;
 }

@@ -17,9 +17,8 @@
 /* Small waves begin to compute earlier, and a prompt that streams through the cells pushes fewer
  * popular experts out (deploy/bench.md, "Cells as a cache"). */
 enum { GW_PLAN_WAVE_EXPERTS = 8 };
-/* clamp(n_cells / 2, 1, GW_PLAN_WAVE_EXPERTS); RESIDENT, where nothing travels:
- * KRN_MAX_WAVE_EXPERTS. */
-uint32_t gw_plan_wave_capacity(gw_policy policy, uint32_t n_cells);
+/* clamp(n_cells / 2, 1, GW_PLAN_WAVE_EXPERTS) */
+uint32_t gw_plan_wave_capacity(uint32_t n_cells);
 /* Largest set of experts a block of a step with n_rows can need: min(n_rows * top_k, n_experts);
  * PREFETCH_ALL: n_experts. 0 for 0 rows. */
 uint32_t gw_plan_active_max(gw_policy policy, uint32_t n_experts, uint32_t top_k, uint32_t n_rows);

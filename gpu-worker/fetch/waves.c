@@ -64,6 +64,7 @@ struct gw_waves {
     uint64_t guess_bytes; /* of guessed copies begun in this step */
     bool asked;           /* PREDICT or WANT went out since begin */
     bool deadline_missed; /* by an expert, since begin */
+    int64_t routed_ns;    /* RESIDENT: of the block before, in this step; 0: none */
 
     uint32_t fill_next; /* RESIDENT: experts before it are under way or in cells */
     uint32_t fill_n;
@@ -573,9 +574,32 @@ static void plan_all(gw_waves *ws, uint32_t block)
     plan_block(ws, block, ws->set, ws->shape->n_experts, true, false);
 }
 
+/* RESIDENT's timeline has what its mails tell: a block lasts from its gate position to the next, the
+ * last one to the end of the step. */
+static void trace_resident(gw_waves *ws, uint32_t next_block, int64_t now_ns)
+{
+    if (ws->routed_ns > 0) {
+        gw_trace_add(ws->cfg.trace, GW_LANE_COMPUTE, "experts", ws->routed_ns, now_ns,
+                     (int32_t)next_block - 1, -1, 0);
+    }
+    ws->routed_ns = now_ns;
+}
+
+/* RESIDENT: everything is there. */
+static void use_resident(gw_waves *ws, const krn_mail *m)
+{
+    add(&gw_store_client_block_counters(ws->cfg.client, m->block)->cell_hit, m->n);
+    trace_resident(ws, m->block, m->time_ns);
+    ws->planned[m->block - first_block(ws)] = 1;
+}
+
 static void on_routed(gw_waves *ws, const krn_mail *m)
 {
     uint32_t b = m->block - first_block(ws);
+    if (ws->cfg.policy == GW_RESIDENT) {
+        use_resident(ws, m);
+        return;
+    }
     gw_cell_pool_begin_block(ws->cfg.pool, m->block);
     if (ws->cfg.policy == GW_PREFETCH_ALL) {
         if (!ws->planned[b]) {
@@ -895,6 +919,7 @@ void gw_waves_begin(gw_waves *ws, uint64_t step, moe_stack stack, uint32_t n_wav
     ws->asked = false;
     ws->failed_text[0] = '\0';
     ws->deadline_missed = false;
+    ws->routed_ns = 0;
     memset(ws->planned, 0, ws->max_blocks);
 }
 
@@ -936,6 +961,9 @@ static void reset_flags(gw_waves *ws)
 void gw_waves_end(gw_waves *ws)
 {
     bool all_done = true;
+    if (ws->cfg.policy == GW_RESIDENT) {
+        trace_resident(ws, first_block(ws) + n_blocks(ws), moe_now_ns());
+    }
     for (uint32_t i = 0; i < ws->n_order; i++) {
         wave *w = &ws->waves[ws->order[i]];
         if (w->done) {

@@ -73,10 +73,23 @@ typedef struct krn_cuda_wave {
     krn_cuda_wave_entry entry[KRN_MAX_WAVE_EXPERTS];
 } krn_cuda_wave;
 
+/* Work space of the operations on one stream; they run one after another. Tickets are 0 between. */
+enum { KRN_CUDA_SPLIT_ROWS = 32, KRN_CUDA_SPLITS = 32 };
+typedef struct krn_cuda_candidate {
+    float value;
+    uint32_t index;
+} krn_cuda_candidate;
+typedef struct krn_cuda_scratch {
+    krn_cuda_wave wave;                         /* expert_ffn */
+    uint32_t ticket;                            /* route */
+    uint32_t split_ticket[KRN_CUDA_SPLIT_ROWS]; /* argmax */
+    krn_cuda_candidate split[KRN_CUDA_SPLIT_ROWS][KRN_CUDA_SPLITS];
+} krn_cuda_scratch;
+
 struct krn_stream {
     krn_device *device; /* borrowed, outlives the stream */
     cudaStream_t handle;
-    krn_cuda_wave *wave; /* device memory, owned: work space of expert_ffn on this stream */
+    krn_cuda_scratch *scratch; /* device memory, owned */
 };
 
 /* MOE_OK for cudaSuccess; else fills *err with the CUDA code, its text and `what`, and clears the

@@ -106,20 +106,21 @@ static __device__ __forceinline__ bool is_aligned16(const void *p)
     return ((uintptr_t)p & 15u) == 0;
 }
 
-/* out[0..8) = p[at..at+8), zeros from n_left on. vector: p + at is 16-byte aligned. */
+/* out[0..8) = p[at..at+8), zeros from n_left on. vector: p + at is 16-byte aligned. p: global or
+ * shared memory. */
 static __device__ __forceinline__ void load_floats(float (&out)[VECTOR], const float *p, size_t at,
                                                    uint32_t n_left, bool vector)
 {
     if (vector && n_left >= VECTOR) {
         const float4 *q = (const float4 *)(p + at);
-        float4 a = __ldg(q), b = __ldg(q + 1);
+        float4 a = q[0], b = q[1];
         out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
         out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
         return;
     }
 #pragma unroll
     for (uint32_t k = 0; k < VECTOR; k++) {
-        out[k] = k < n_left ? __ldg(p + at + k) : 0.0f;
+        out[k] = k < n_left ? p[at + k] : 0.0f;
     }
 }
 
@@ -127,11 +128,14 @@ template <bool is_bf16>
 static __device__ __forceinline__ void load_weights(float (&out)[VECTOR], const void *w, size_t at,
                                                     uint32_t n_left, bool vector)
 {
-    if (!is_bf16) {
-        load_floats(out, (const float *)w, at, n_left, vector);
+    if (!is_bf16 && vector && n_left >= VECTOR) {
+        const float4 *q = (const float4 *)((const float *)w + at);
+        float4 a = __ldg(q), b = __ldg(q + 1);
+        out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
+        out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
         return;
     }
-    if (vector && n_left >= VECTOR) {
+    if (is_bf16 && vector && n_left >= VECTOR) {
         uint4 a = __ldg((const uint4 *)((const uint16_t *)w + at));
         const uint32_t pair[4] = {a.x, a.y, a.z, a.w};
 #pragma unroll
@@ -143,7 +147,35 @@ static __device__ __forceinline__ void load_weights(float (&out)[VECTOR], const 
     }
 #pragma unroll
     for (uint32_t k = 0; k < VECTOR; k++) {
-        out[k] = k < n_left ? load_weight<true>(w, at + k) : 0.0f;
+        out[k] = k < n_left ? load_weight<is_bf16>(w, at + k) : 0.0f;
+    }
+}
+
+/* ---- the norm ---- */
+
+/* sqrt(mean(x^2) + eps) of one row, by one warp, in the order of additions above. */
+static __device__ __forceinline__ float warp_rms(const float *x, uint32_t d, float eps, bool vector)
+{
+    float squares = 0.0f;
+#pragma unroll 4
+    for (uint32_t i = lane_id() * VECTOR; i < d; i += WARP * VECTOR) {
+        float v[VECTOR];
+        load_floats(v, x, i, d - i, vector);
+#pragma unroll
+        for (int k = 0; k < VECTOR; k++) {
+            squares = fmaf(v[k], v[k], squares);
+        }
+    }
+    return sqrtf(warp_sum(squares) / (float)d + eps);
+}
+
+/* y = x / rms * w of one row, by one warp. */
+static __device__ __forceinline__ void warp_norm(const float *x, const void *w, bool w_is_bf16,
+                                                 uint32_t d, float eps, bool vector, float *y)
+{
+    const float rms = warp_rms(x, d, eps, vector);
+    for (uint32_t i = lane_id(); i < d; i += WARP) {
+        y[i] = x[i] / rms * (w_is_bf16 ? load_weight<true>(w, i) : load_weight<false>(w, i));
     }
 }
 
@@ -161,7 +193,7 @@ static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows],
     for (int i = 0; i < rows * columns; i++) {
         sum[i] = 0.0f;
     }
-#pragma unroll(rows == 1 ? 4 : 1)
+#pragma unroll(rows == 1 ? 8 : 1)
     for (uint32_t i = lane_id() * VECTOR; i < d_in; i += WARP * VECTOR) {
         float wv[columns][VECTOR];
 #pragma unroll

@@ -39,7 +39,10 @@ extern "C" moe_status krn_cuda_stream_create(krn_device *d, const char *name, kr
         st = KRN_CUDA(err, cudaStreamCreateWithFlags(&s->handle, cudaStreamNonBlocking), what);
     }
     if (st == MOE_OK) {
-        st = KRN_CUDA(err, cudaMalloc((void **)&s->wave, sizeof *s->wave), what);
+        st = KRN_CUDA(err, cudaMalloc((void **)&s->scratch, sizeof *s->scratch), what);
+    }
+    if (st == MOE_OK) {
+        st = KRN_CUDA(err, cudaMemsetAsync(s->scratch, 0, sizeof *s->scratch, s->handle), what);
     }
     if (st != MOE_OK) {
         krn_cuda_stream_destroy(s);
@@ -59,7 +62,7 @@ extern "C" void krn_cuda_stream_destroy(krn_stream *s)
         (void)cudaStreamSynchronize(s->handle);
         (void)cudaStreamDestroy(s->handle);
     }
-    (void)cudaFree(s->wave);
+    (void)cudaFree(s->scratch);
     (void)cudaGetLastError();
     free(s);
 }

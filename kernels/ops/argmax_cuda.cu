@@ -1,14 +1,15 @@
-/* argmax_cuda.cu - the index of each row's largest logit. One block of 1024 threads per row.
+/* argmax_cuda.cu - the index of each row's largest logit.
+ *
  * (is a number, value, lower index) is one total order, so any order of comparing gives the same.
- * Shared memory: 256 bytes. */
+ * Few rows: each is split over 32 blocks, and the block that finishes last (a ticket in the
+ * stream's scratch) compares the parts; many rows: one block each. Shared memory: 64 bytes.
+ */
 #include "kernels/backend/device_math.cuh"
 
-enum { THREADS = 1024, WARPS = THREADS / WARP };
+enum { THREADS = 256, WARPS = THREADS / WARP };
 
-struct candidate {
-    float value;
-    uint32_t index;
-};
+typedef krn_cuda_candidate candidate;
+static const uint32_t NOTHING = 0xffffffffu; /* index of what loses against every logit, NaN too */
 
 static __device__ __forceinline__ candidate better(candidate a, candidate b)
 {
@@ -33,26 +34,54 @@ static __device__ __forceinline__ candidate warp_best(candidate c)
     return c;
 }
 
-static __global__ void __launch_bounds__(THREADS) argmax_kernel(krn_argmax_args a)
+/* The best of the block's candidates, in thread 0. */
+static __device__ candidate block_best(candidate c)
 {
     __shared__ candidate of_warp[WARPS];
-    const float *logits = a.logits + (size_t)blockIdx.x * a.vocab;
-    candidate best = {CUDART_NAN_F, 0xffffffffu}; /* loses against every logit, NaN too */
-    for (uint32_t i = threadIdx.x; i < a.vocab; i += THREADS) {
+    c = warp_best(c);
+    if (lane_id() == 0) {
+        of_warp[threadIdx.x / WARP] = c;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int w = 1; w < WARPS; w++) {
+            c = better(c, of_warp[w]);
+        }
+    }
+    return c;
+}
+
+/* Row blockIdx.x, part blockIdx.y of gridDim.y. */
+static __global__ void __launch_bounds__(THREADS)
+    argmax_kernel(krn_argmax_args a, krn_cuda_scratch *scratch)
+{
+    const uint32_t row = blockIdx.x, n_parts = gridDim.y;
+    const float *logits = a.logits + (size_t)row * a.vocab;
+    candidate best = {CUDART_NAN_F, NOTHING};
+#pragma unroll 4
+    for (uint32_t i = blockIdx.y * THREADS + threadIdx.x; i < a.vocab; i += n_parts * THREADS) {
         const candidate mine = {logits[i], i};
         best = better(best, mine);
     }
-    best = warp_best(best);
-    if (lane_id() == 0) {
-        of_warp[threadIdx.x / WARP] = best;
+    best = block_best(best);
+    if (threadIdx.x != 0) {
+        return;
     }
-    __syncthreads();
-    if (threadIdx.x < WARP) { /* WARPS == 32 */
-        best = warp_best(of_warp[threadIdx.x]);
-        if (threadIdx.x == 0) {
-            a.out[blockIdx.x] = isnan(best.value) ? 0 : (int32_t)best.index;
+    if (n_parts > 1) {
+        volatile candidate *part = scratch->split[row];
+        part[blockIdx.y].value = best.value;
+        part[blockIdx.y].index = best.index;
+        __threadfence();
+        if (atomicInc(&scratch->split_ticket[row], n_parts - 1) != n_parts - 1) {
+            return;
+        }
+        __threadfence();
+        for (uint32_t p = 0; p < n_parts; p++) {
+            const candidate other = {part[p].value, part[p].index};
+            best = better(best, other);
         }
     }
+    a.out[row] = isnan(best.value) ? 0 : (int32_t)best.index;
 }
 
 extern "C" moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, moe_err *err)
@@ -64,6 +93,7 @@ extern "C" moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, m
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    argmax_kernel<<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+    const dim3 grid(a->n_rows, a->n_rows <= KRN_CUDA_SPLIT_ROWS ? KRN_CUDA_SPLITS : 1);
+    argmax_kernel<<<grid, THREADS, 0, s->handle>>>(*a, s->scratch);
     return krn_cuda_launched(err, "argmax");
 }

@@ -36,17 +36,16 @@ static float bias_of(const krn_attention_args *a, uint32_t head, int32_t distanc
 static float score_chunk(const krn_attention_args *a, uint32_t t, uint32_t head, uint32_t j0,
                          uint32_t n, float *score)
 {
-    const size_t width = (size_t)a->n_heads * a->d_head, at_head = (size_t)head * a->d_head;
+    const size_t at_head = (size_t)head * a->d_head;
     const size_t row0 = (size_t)a->kv_off[a->row_seq[t]] + j0;
     krn_matmul_args m = {.n_rows = 1,
                          .d_in = a->d_head,
                          .w_dtype = MOE_F32,
                          .act = MOE_ACT_NONE,
                          .scale = 1.0f,
-                         .x_div = 1,
-                         .x = a->q + (size_t)t * width + at_head,
-                         .w = a->k + row0 * width + at_head,
-                         .w_stride = width,
+                         .x = a->q + (size_t)t * a->q_stride + at_head,
+                         .w = a->k + row0 * a->kv_stride + at_head,
+                         .w_stride = a->kv_stride,
                          .y = score};
     krn_matmul(&m, 0, n);
     float largest = -INFINITY;
@@ -81,7 +80,7 @@ static void attend(const krn_attention_args *a, uint32_t t, uint32_t head)
         const size_t row0 = (size_t)a->kv_off[a->row_seq[t]] + j0;
         for (uint32_t i = 0; i < n; i++) {
             float p = expf(score[i] - largest);
-            const float *v_row = v + (row0 + i) * width;
+            const float *v_row = v + (row0 + i) * a->kv_stride;
             sum += p;
             for (uint32_t d = 0; d < d_head; d++) {
                 out[d] += p * v_row[d];
@@ -110,11 +109,35 @@ static void run(const void *args, krn_team *team)
     krn_team_for(team, a.n_rows * a.n_heads, grain, run_piece, &a);
 }
 
+static moe_status keep(krn_stream *s, const krn_attention_args *a, const float *src, float *dst,
+                       moe_err *err)
+{
+    const krn_kv_store_args store = {.n_rows = a->n_rows,
+                                     .width = a->n_heads * a->d_head,
+                                     .src_stride = a->q_stride,
+                                     .src = src,
+                                     .dst = dst,
+                                     .row_seq = a->row_seq,
+                                     .row_pos = a->row_pos,
+                                     .kv_off = a->kv_off};
+    return krn_cpu_kv_store(s, &store, err);
+}
+
 moe_status krn_cpu_attention(krn_stream *s, const krn_attention_args *a, moe_err *err)
 {
     moe_status st = krn_attention_check(a, err);
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
+    }
+    if (a->new_k != NULL) {
+        MOE_ASSERT(a->kv_stride == a->n_heads * a->d_head); /* a cache's rows are dense */
+        st = keep(s, a, a->new_k, a->k, err);
+        if (st == MOE_OK) {
+            st = keep(s, a, a->new_v, a->v, err);
+        }
+        if (st != MOE_OK) {
+            return st;
+        }
     }
     return krn_cpu_submit(s, run, a, sizeof *a, err);
 }

@@ -43,7 +43,6 @@ static void gate_row(const krn_gate_topk_args *a, uint32_t t)
                          .w_dtype = a->w_dtype,
                          .act = MOE_ACT_NONE,
                          .scale = 1.0f,
-                         .x_div = 1,
                          .x = a->h + (size_t)t * a->d_model,
                          .w = a->w,
                          .w_stride = a->d_model,

@@ -11,7 +11,8 @@ static void run(const void *args, krn_team *team)
     const krn_kv_store_args *a = args;
     for (uint32_t t = 0; t < a->n_rows; t++) {
         size_t row = (size_t)(a->kv_off[a->row_seq[t]] + a->row_pos[t]);
-        memcpy(a->dst + row * a->width, a->src + (size_t)t * a->width, a->width * sizeof *a->dst);
+        memcpy(a->dst + row * a->width, a->src + (size_t)t * a->src_stride,
+               a->width * sizeof *a->dst);
     }
 }
 

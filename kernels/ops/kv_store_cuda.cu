@@ -9,7 +9,7 @@ static __global__ void kv_store_kernel(krn_kv_store_args a)
     const uint32_t t = blockIdx.x;
     const size_t row = (size_t)(a.kv_off[a.row_seq[t]] + a.row_pos[t]);
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
-        a.dst[row * a.width + i] = a.src[(size_t)t * a.width + i];
+        a.dst[row * a.width + i] = a.src[(size_t)t * a.src_stride + i];
     }
 }
 

@@ -44,7 +44,6 @@ float krn_dot_f32(const float *x, const float *w, uint32_t n)
                          .w_dtype = MOE_F32,
                          .act = MOE_ACT_NONE,
                          .scale = 1.0f,
-                         .x_div = 1,
                          .x = x,
                          .w = w,
                          .y = &y};

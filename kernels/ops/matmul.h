@@ -17,14 +17,14 @@
 
 enum { KRN_MATMUL_PARTIAL_SUMS = 16 };
 
-/* y[r,o] = act(scale * sum_i x[r,i] * w[o,i]) (+ y[r,o] if accumulate)
- * Row r is row r of x and y, or with `pairs` row pairs[r] / x_div of x and row pairs[r] of y. */
+/* y[r,o] = act(scale * sum_i x[r,i] * w[o,i]) (* y_weights[r]) (+ y[r,o] if accumulate)
+ * Row r is row r of x, y and y_weights, or with `rows` row rows[r] of them. */
 typedef struct krn_matmul_args {
     uint32_t n_rows, d_in, w_dtype, act;
     float scale;
     bool accumulate;
-    const int32_t *pairs; /* [n_rows] or NULL */
-    uint32_t x_div;       /* >= 1 */
+    const int32_t *rows;    /* [n_rows] or NULL */
+    const float *y_weights; /* NULL: none */
     const float *x;
     const void *w;
     float *y;

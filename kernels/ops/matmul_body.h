@@ -76,23 +76,21 @@ INLINE float reduce(const floats *parts)
     return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
-INLINE void finish(const krn_matmul_args *a, float *y, float sum)
+INLINE void finish(const krn_matmul_args *a, size_t row, float *y, float sum)
 {
     float v = a->scale * sum;
     if (a->act != MOE_ACT_NONE) {
         v = krn_activate(a->act, v);
     }
+    if (a->y_weights != NULL) {
+        v *= a->y_weights[row];
+    }
     *y = a->accumulate ? *y + v : v;
 }
 
-INLINE size_t x_row(const krn_matmul_args *a, uint32_t r)
+INLINE size_t row_at(const krn_matmul_args *a, uint32_t r)
 {
-    return a->pairs != NULL ? (size_t)a->pairs[r] / a->x_div : r;
-}
-
-INLINE size_t y_row(const krn_matmul_args *a, uint32_t r)
-{
-    return a->pairs != NULL ? (size_t)a->pairs[r] : r;
+    return a->rows != NULL ? (size_t)a->rows[r] : r;
 }
 
 /* A register tile: n_r rows from row0, n_c columns from column0. n_r, n_c and is_bf16 are constants
@@ -108,7 +106,7 @@ INLINE void begin_tile(tile *t, const krn_matmul_args *a, uint32_t row0, uint32_
 {
     t->w0 = (size_t)column0 * a->w_stride;
     for (uint32_t r = 0; r < n_r; r++) {
-        t->x[r] = a->x + x_row(a, row0 + r) * a->x_stride;
+        t->x[r] = a->x + row_at(a, row0 + r) * a->x_stride;
         for (uint32_t c = 0; c < n_c; c++) {
             for (uint32_t p = 0; p < PARTS; p++) {
                 t->sum[r][c][p] = (floats){0};
@@ -170,9 +168,10 @@ INLINE void run_tile(const krn_matmul_args *a, uint32_t row0, uint32_t column0, 
         add_tail(&t, a, n_whole, n_tail, n_r, n_c, is_bf16);
     }
     for (uint32_t r = 0; r < n_r; r++) {
-        float *y = a->y + y_row(a, row0 + r) * a->y_stride + column0;
+        const size_t row = row_at(a, row0 + r);
+        float *y = a->y + row * a->y_stride + column0;
         for (uint32_t c = 0; c < n_c; c++) {
-            finish(a, y + c, reduce(t.sum[r][c]));
+            finish(a, row, y + c, reduce(t.sum[r][c]));
         }
     }
 }

@@ -39,23 +39,29 @@ typedef struct krn_rms_norm_args {
 } krn_rms_norm_args;
 
 /* y[t,o] = act(scale * sum_i x[t,i] * w[o,i]) (+ y[t,o] if accumulate)
- *   x: [n_rows, d_in] f32; w: [d_out, d_in] w_dtype; y: [n_rows, d_out] f32, row stride y_stride */
+ *   x: [n_rows, d_in] f32; w: [d_out, d_in] w_dtype; y: [n_rows, d_out] f32, row stride y_stride
+ * With a norm in front, bit for bit as if rms_norm had run first: x is replaced by
+ *   h[t,:] = x[t,:] / sqrt(mean(x[t,:]^2) + norm_eps) * norm_w
+ *   norm_w: [d_in] norm_dtype, NULL: no norm; h: [n_rows, d_in] f32, written too */
 typedef struct krn_linear_args {
     uint32_t n_rows, d_in, d_out, w_dtype;
     uint32_t y_stride; /* >= d_out */
     uint32_t act;      /* moe_act */
     float scale;
     bool accumulate; /* residual: y += ... */
+    uint32_t norm_dtype;
+    float norm_eps;
     const float *x;
-    const void *w;
-    float *y;
+    const void *w, *norm_w;
+    float *h, *y;
 } krn_linear_args;
 
 /* Copies row t of src to row kv_off[row_seq[t]] + row_pos[t] of dst.
- *   src: [n_rows, width] f32; dst: [*, width] f32; row_seq, row_pos: [n_rows] i32; kv_off: [n_seqs]
- * i64 */
+ *   src: [n_rows, width] f32, row stride src_stride; dst: [*, width] f32; row_seq, row_pos:
+ * [n_rows] i32; kv_off: [n_seqs] i64 */
 typedef struct krn_kv_store_args {
     uint32_t n_rows, width;
+    uint32_t src_stride; /* >= width */
     const float *src;
     float *dst;
     const int32_t *row_seq, *row_pos;
@@ -64,15 +70,19 @@ typedef struct krn_kv_store_args {
 
 /* out[t,h,:] = sum_j p_j v[j,h,:], p = softmax_j(q[t,h,:] . k[j,h,:] + bias[h, j - pos]) in f32, no
  * 1/sqrt(d); j over [0, kv_len[s]) of the row's sequence s, only j <= pos when causal.
- *   q, out: [n_rows, n_heads * d_head] f32; k, v: rows of n_heads * d_head f32, row of (s, j) is
- *   kv_off[s] + j; rel_bias: [n_heads, 2 * bias_half + 1] f32, column j - pos + bias_half, clamped
- *   at both ends; NULL: no bias. row_seq, row_pos: [n_rows] i32; kv_off: [n_seqs] i64;
- *   kv_len: [n_seqs] i32 (0: out = 0) */
+ *   q: [n_rows, n_heads * d_head] f32, row stride q_stride; out: the same, dense; k, v: rows of
+ *   n_heads * d_head f32, row stride kv_stride, row of (s, j) is kv_off[s] + j; rel_bias: [n_heads,
+ *   2 * bias_half + 1] f32, column j - pos + bias_half, clamped at both ends; NULL: no bias.
+ *   row_seq, row_pos: [n_rows] i32; kv_off: [n_seqs] i64; kv_len: [n_seqs] i32 (0: out = 0)
+ * With new_k and new_v (rows like q's, not NULL), row t's own key and value are first kept at row
+ * kv_off[s] + row_pos[t] of k and v, as kv_store would. A sequence has one row in such a call. */
 typedef struct krn_attention_args {
     uint32_t n_rows, n_heads, d_head, bias_half;
-    uint32_t max_kv_len; /* host-known bound of kv_len, for scratch */
+    uint32_t max_kv_len;          /* host-known bound of kv_len: how much work there is */
+    uint32_t q_stride, kv_stride; /* >= n_heads * d_head */
     bool causal;
-    const float *q, *k, *v, *rel_bias;
+    const float *q, *new_k, *new_v, *rel_bias;
+    float *k, *v; /* written only where new_k and new_v go */
     float *out;
     const int32_t *row_seq, *row_pos;
     const int64_t *kv_off;
@@ -113,28 +123,38 @@ typedef struct krn_publish_args {
     uint32_t depth; /* power of two */
 } krn_publish_args;
 
-/* One wave of experts. For each entry e and each pair p = (t,k) in order[offsets[e.expert] ..):
- *   y[p,:] = wo_e act(wi_e h[t,:])        (unweighted; combine weighs)
- * A failed entry writes zeros and row_failed[t] = 1.
- *   h: [n_rows, d_model] f32; y: [n_rows * top_k, d_model] f32; wave: mapped, read when the op
- * runs; scratch: [n_rows * top_k, d_ff] f32; row_failed: [n_rows] i32 */
+/* Route: everything at a block's gate position in one call, with the results of
+ *   rms_norm (norm.x NULL: none), gate_topk, dispatch, publish (each of n_mails)
+ * called in this order. The parts must agree: norm.y is gate.h; n_rows, n_experts and top_k of gate
+ * and dispatch are equal. dispatch.routing may have its ids elsewhere than gate.out (measurements).
+ *   scratch: [n_rows, n_experts] f32 */
+enum { KRN_MAX_ROUTE_MAILS = 2 };
+typedef struct krn_route_args {
+    krn_rms_norm_args norm;
+    krn_gate_topk_args gate;
+    krn_dispatch_args dispatch;
+    uint32_t n_mails;
+    krn_publish_args mail[KRN_MAX_ROUTE_MAILS];
+    float *scratch;
+} krn_route_args;
+
+/* Experts, added to the residual stream. For each expert e at hand and each row t in
+ * order[offsets[e] .. offsets[e+1]):
+ *   x[t,:] += weights[t] * wo_e act(wi_e h[t,:])        (the product is rounded before it is added)
+ * At hand: one wave's (a failed entry leaves x alone and sets row_failed[t] = 1), or with
+ * weights_of all experts, each at its device address (laid out like a cell).
+ *   h, x: [n_rows, d_model] f32; wave: mapped, read when the op runs; weights_of: [n_experts],
+ *   device; exactly one of them is given. scratch: [n_rows, d_ff] f32; row_failed: [n_rows] i32,
+ *   device or mapped. One expert a row: top-k above 1 needs sums whose order no wave decides. */
 typedef struct krn_expert_ffn_args {
-    uint32_t n_rows, top_k, d_model, d_ff, n_experts, w_dtype, act;
+    uint32_t n_rows, d_model, d_ff, n_experts, w_dtype, act;
     const float *h;
     const krn_wave *wave;
-    krn_routing routing;
-    float *y, *scratch;
+    const void *const *weights_of;
+    krn_routing routing; /* top_k 1 */
+    float *x, *scratch;
     int32_t *row_failed;
 } krn_expert_ffn_args;
-
-/* x[t,:] += sum_k weights[t,k] * y[(t,k),:], k rising; pairs with id -1 add nothing.
- *   x: [n_rows, d_model] f32; y: [n_rows * top_k, d_model] f32 */
-typedef struct krn_expert_combine_args {
-    uint32_t n_rows, top_k, d_model;
-    krn_routing routing;
-    const float *y;
-    float *x;
-} krn_expert_combine_args;
 
 /* out[r] = index of the largest logit of row r; ties: the lowest index; NaN never wins; all NaN: 0
  *   logits: [n_rows, vocab] f32; out: [n_rows] i32 (device or mapped) */

@@ -73,6 +73,9 @@ moe_status krn_linear_check(const krn_linear_args *a, moe_err *err)
         {"y_stride is less than d_out", a->y_stride >= a->d_out},
         {"w_dtype is not f32 or bf16", is_weight_dtype(a->w_dtype)},
         {"act is unknown", is_act(a->act)},
+        {"norm_dtype is not f32 or bf16", a->norm_w == NULL || is_weight_dtype(a->norm_dtype)},
+        {"norm_eps is negative or NaN", a->norm_w == NULL || a->norm_eps >= 0.0f},
+        {"h is NULL", a->norm_w == NULL || a->h != NULL},
         {"x is NULL", a->x != NULL},
         {"w is NULL", a->w != NULL},
         {"y is NULL", a->y != NULL},
@@ -85,6 +88,7 @@ moe_status krn_kv_store_check(const krn_kv_store_args *a, moe_err *err)
 {
     const rule rules[] = {
         {"width is 0", a->width > 0},
+        {"src_stride is less than width", a->src_stride >= a->width},
         {"src is NULL", a->src != NULL},
         {"dst is NULL", a->dst != NULL},
         {"row_seq is NULL", a->row_seq != NULL},
@@ -101,6 +105,9 @@ moe_status krn_attention_check(const krn_attention_args *a, moe_err *err)
         {"d_head is 0 or over KRN_MAX_D_HEAD", a->d_head > 0 && a->d_head <= KRN_MAX_D_HEAD},
         {"bias_half is too large", a->bias_half <= INT32_MAX / 2},
         {"max_kv_len is too large", a->max_kv_len <= INT32_MAX},
+        {"q_stride is less than a row", a->q_stride >= a->n_heads * a->d_head},
+        {"kv_stride is less than a row", a->kv_stride >= a->n_heads * a->d_head},
+        {"new_k without new_v", (a->new_k == NULL) == (a->new_v == NULL)},
         {"q is NULL", a->q != NULL},
         {"k is NULL", a->k != NULL},
         {"v is NULL", a->v != NULL},
@@ -161,6 +168,36 @@ moe_status krn_publish_check(const krn_publish_args *a, moe_err *err)
     return check("publish", rules, N_RULES(rules), err);
 }
 
+moe_status krn_route_check(const krn_route_args *a, moe_err *err)
+{
+    const krn_gate_topk_args *g = &a->gate;
+    const krn_dispatch_args *d = &a->dispatch;
+    const rule rules[] = {
+        {"n_rows differ", g->n_rows == d->n_rows},
+        {"n_experts differ", g->n_experts == d->n_experts},
+        {"top_k differ", g->top_k == d->top_k},
+        {"the norm is of other rows than the gate",
+         a->norm.x == NULL ||
+             (a->norm.y == g->h && a->norm.n_rows == g->n_rows && a->norm.d_model == g->d_model)},
+        {"n_mails is over KRN_MAX_ROUTE_MAILS", a->n_mails <= KRN_MAX_ROUTE_MAILS},
+        {"scratch is NULL", a->scratch != NULL},
+    };
+    moe_status st = check("route", rules, N_RULES(rules), err);
+    if (st == MOE_OK && a->norm.x != NULL) {
+        st = krn_rms_norm_check(&a->norm, err);
+    }
+    if (st == MOE_OK) {
+        st = krn_gate_topk_check(g, err);
+    }
+    if (st == MOE_OK) {
+        st = krn_dispatch_check(d, err);
+    }
+    for (uint32_t i = 0; i < a->n_mails && st == MOE_OK; i++) {
+        st = krn_publish_check(&a->mail[i], err);
+    }
+    return st;
+}
+
 moe_status krn_expert_ffn_check(const krn_expert_ffn_args *a, moe_err *err)
 {
     const rule rules[] = {
@@ -168,33 +205,20 @@ moe_status krn_expert_ffn_check(const krn_expert_ffn_args *a, moe_err *err)
         {"d_ff is 0", a->d_ff > 0},
         {"n_experts is 0 or over KRN_MAX_EXPERTS",
          a->n_experts > 0 && a->n_experts <= KRN_MAX_EXPERTS},
-        {"top_k is 0 or over n_experts", a->top_k > 0 && a->top_k <= a->n_experts},
-        {"n_rows * top_k is too large", pairs_fit(a->n_rows, a->top_k)},
+        {"n_rows is too large", pairs_fit(a->n_rows, 1)},
         {"w_dtype is not f32 or bf16", is_weight_dtype(a->w_dtype)},
         {"act is unknown", is_act(a->act)},
         {"h is NULL", a->h != NULL},
-        {"wave is NULL", a->wave != NULL},
+        {"neither wave nor weights_of, or both", (a->wave == NULL) != (a->weights_of == NULL)},
+        {"routing.ids is NULL", a->routing.ids != NULL},
+        {"routing.weights is NULL", a->routing.weights != NULL},
         {"routing.order is NULL", a->routing.order != NULL},
         {"routing.offsets is NULL", a->routing.offsets != NULL},
-        {"y is NULL", a->y != NULL},
+        {"x is NULL", a->x != NULL},
         {"scratch is NULL", a->scratch != NULL},
         {"row_failed is NULL", a->row_failed != NULL},
     };
     return check("expert_ffn", rules, N_RULES(rules), err);
-}
-
-moe_status krn_expert_combine_check(const krn_expert_combine_args *a, moe_err *err)
-{
-    const rule rules[] = {
-        {"d_model is 0", a->d_model > 0},
-        {"top_k is 0", a->top_k > 0},
-        {"n_rows * top_k is too large", pairs_fit(a->n_rows, a->top_k)},
-        {"routing.ids is NULL", a->routing.ids != NULL},
-        {"routing.weights is NULL", a->routing.weights != NULL},
-        {"y is NULL", a->y != NULL},
-        {"x is NULL", a->x != NULL},
-    };
-    return check("expert_combine", rules, N_RULES(rules), err);
 }
 
 moe_status krn_argmax_check(const krn_argmax_args *a, moe_err *err)

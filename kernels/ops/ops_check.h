@@ -15,8 +15,8 @@ MOE_MUST_CHECK moe_status krn_attention_check(const krn_attention_args *a, moe_e
 MOE_MUST_CHECK moe_status krn_gate_topk_check(const krn_gate_topk_args *a, moe_err *err);
 MOE_MUST_CHECK moe_status krn_dispatch_check(const krn_dispatch_args *a, moe_err *err);
 MOE_MUST_CHECK moe_status krn_publish_check(const krn_publish_args *a, moe_err *err);
+MOE_MUST_CHECK moe_status krn_route_check(const krn_route_args *a, moe_err *err);
 MOE_MUST_CHECK moe_status krn_expert_ffn_check(const krn_expert_ffn_args *a, moe_err *err);
-MOE_MUST_CHECK moe_status krn_expert_combine_check(const krn_expert_combine_args *a, moe_err *err);
 MOE_MUST_CHECK moe_status krn_argmax_check(const krn_argmax_args *a, moe_err *err);
 
 #endif

@@ -17,8 +17,8 @@ moe_status krn_cpu_attention(krn_stream *s, const krn_attention_args *a, moe_err
 moe_status krn_cpu_gate_topk(krn_stream *s, const krn_gate_topk_args *a, moe_err *err);
 moe_status krn_cpu_dispatch(krn_stream *s, const krn_dispatch_args *a, moe_err *err);
 moe_status krn_cpu_publish(krn_stream *s, const krn_publish_args *a, moe_err *err);
+moe_status krn_cpu_route(krn_stream *s, const krn_route_args *a, moe_err *err);
 moe_status krn_cpu_expert_ffn(krn_stream *s, const krn_expert_ffn_args *a, moe_err *err);
-moe_status krn_cpu_expert_combine(krn_stream *s, const krn_expert_combine_args *a, moe_err *err);
 moe_status krn_cpu_argmax(krn_stream *s, const krn_argmax_args *a, moe_err *err);
 
 #endif

@@ -22,8 +22,8 @@ moe_status krn_cuda_attention(krn_stream *s, const krn_attention_args *a, moe_er
 moe_status krn_cuda_gate_topk(krn_stream *s, const krn_gate_topk_args *a, moe_err *err);
 moe_status krn_cuda_dispatch(krn_stream *s, const krn_dispatch_args *a, moe_err *err);
 moe_status krn_cuda_publish(krn_stream *s, const krn_publish_args *a, moe_err *err);
+moe_status krn_cuda_route(krn_stream *s, const krn_route_args *a, moe_err *err);
 moe_status krn_cuda_expert_ffn(krn_stream *s, const krn_expert_ffn_args *a, moe_err *err);
-moe_status krn_cuda_expert_combine(krn_stream *s, const krn_expert_combine_args *a, moe_err *err);
 moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, moe_err *err);
 
 #ifdef __cplusplus

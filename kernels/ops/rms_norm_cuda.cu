@@ -1,36 +1,15 @@
-/* rms_norm_cuda.cu - root-mean-square norm. One block of 256 threads per row, whatever the number
- * of rows: each thread sums every 256th square, then warps, then the 8 warp sums in order. Shared
- * memory: 32 bytes. Each thread writes only what it read: x and y may be the same. */
+/* rms_norm_cuda.cu - root-mean-square norm. One warp per row (device_math.cuh), 8 rows a block.
+ * Each lane writes only what it read last: x and y may be the same. */
 #include "kernels/backend/device_math.cuh"
 
-enum { THREADS = 256, WARPS = THREADS / WARP };
+enum { WARPS = 8, THREADS = WARPS * WARP };
 
-static __device__ float block_sum(float v)
+static __global__ void __launch_bounds__(THREADS) rms_norm_kernel(krn_rms_norm_args a, bool vector)
 {
-    __shared__ float of_warp[WARPS];
-    v = warp_sum(v);
-    if (lane_id() == 0) {
-        of_warp[threadIdx.x / WARP] = v;
-    }
-    __syncthreads();
-    float sum = 0.0f;
-    for (int i = 0; i < WARPS; i++) {
-        sum += of_warp[i];
-    }
-    return sum;
-}
-
-template <bool is_bf16> static __global__ void rms_norm_kernel(krn_rms_norm_args a)
-{
-    const float *x = a.x + (size_t)blockIdx.x * a.d_model;
-    float *y = a.y + (size_t)blockIdx.x * a.d_model;
-    float squares = 0.0f;
-    for (uint32_t i = threadIdx.x; i < a.d_model; i += THREADS) {
-        squares = fmaf(x[i], x[i], squares);
-    }
-    const float rms = sqrtf(block_sum(squares) / (float)a.d_model + a.eps);
-    for (uint32_t i = threadIdx.x; i < a.d_model; i += THREADS) {
-        y[i] = x[i] / rms * load_weight<is_bf16>(a.w, i);
+    const size_t row = blockIdx.x * WARPS + threadIdx.x / WARP;
+    if (row < a.n_rows) {
+        warp_norm(a.x + row * a.d_model, a.w, a.w_dtype == MOE_BF16, a.d_model, a.eps, vector,
+                  a.y + row * a.d_model);
     }
 }
 
@@ -43,10 +22,7 @@ extern "C" moe_status krn_cuda_rms_norm(krn_stream *s, const krn_rms_norm_args *
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    if (a->w_dtype == MOE_BF16) {
-        rms_norm_kernel<true><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
-    } else {
-        rms_norm_kernel<false><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
-    }
+    const bool vector = a->d_model % VECTOR == 0 && (uintptr_t)a->x % 16 == 0;
+    rms_norm_kernel<<<(a->n_rows + WARPS - 1) / WARPS, THREADS, 0, s->handle>>>(*a, vector);
     return krn_cuda_launched(err, "rms_norm");
 }

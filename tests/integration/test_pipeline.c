@@ -80,6 +80,9 @@ static int setup(void **state)
     static fixture f;
     memset(&f, 0, sizeof f);
     f.random = 99;
+    for (int t = 0; t < MAX_ROWS; t++) {
+        f.weights[t] = 0.25f + (float)t;
+    }
     store_rig_init(&f.rig, store_program);
     const krn_open_cfg cfg = {.n_threads = 1};
     ok(&f, krn_ops_find("cpu", &f.ops, NULL, 0, &f.err));
@@ -254,7 +257,6 @@ static void route(fixture *f, const gw_step *s, uint32_t b)
 static krn_expert_ffn_args ffn(fixture *f, uint32_t b, const krn_wave *wave)
 {
     return (krn_expert_ffn_args){.n_rows = f->n_rows,
-                                 .top_k = 1,
                                  .d_model = f->shape.d_model,
                                  .d_ff = f->shape.d_ff,
                                  .n_experts = N_EXPERTS,
@@ -263,9 +265,16 @@ static krn_expert_ffn_args ffn(fixture *f, uint32_t b, const krn_wave *wave)
                                  .h = f->h,
                                  .wave = wave,
                                  .routing = routing(f, b),
-                                 .y = f->y[b],
+                                 .x = f->y[b],
                                  .scratch = f->scratch,
                                  .row_failed = f->row_failed[b]};
+}
+
+static void run_resident(fixture *f, const gw_step *s, uint32_t b)
+{
+    krn_expert_ffn_args a = ffn(f, b, NULL);
+    a.weights_of = s->weights_of(s, b);
+    ok(f, f->ops->expert_ffn(f->compute, &a, &f->err));
 }
 
 static void run_wave(fixture *f, const gw_step *s, uint32_t b, uint32_t w)
@@ -279,6 +288,7 @@ static void run_wave(fixture *f, const gw_step *s, uint32_t b, uint32_t w)
 
 static void submit(fixture *f, gw_step *s)
 {
+    memset(f->y, 0, sizeof f->y); /* experts add to it */
     ok(f, gw_pipeline_begin_step(f->pipeline, f->stack, f->n_rows, s, &f->err));
     if (s->publish_all) {
         publish(f, (krn_publish_args){.all_experts = true}, KRN_MAIL_GUESSED, 0);
@@ -288,6 +298,9 @@ static void submit(fixture *f, gw_step *s)
             publish(f, (krn_publish_args){.all_experts = true}, KRN_MAIL_GUESSED, b + 1);
         }
         route(f, s, b);
+        if (s->weights_of(s, b) != NULL) {
+            run_resident(f, s, b);
+        }
         for (uint32_t w = 0; w < s->n_waves; w++) {
             run_wave(f, s, b, w);
         }
@@ -311,7 +324,8 @@ static void compute_truth(fixture *f, uint32_t b)
         f->truth_wave.entry[e] =
             (krn_wave_entry){.weights = f->expected + (size_t)x * SLOT_BYTES, .expert = (int32_t)e};
     }
-    a.y = f->truth;
+    memset(f->truth, 0, sizeof f->truth);
+    a.x = f->truth;
     a.scratch = f->truth_scratch;
     a.row_failed = f->truth_failed;
     ok(f, f->ops->expert_ffn(f->reference, &a, &f->err));

@@ -124,8 +124,42 @@ static void rms_norm_matches_the_reference(void **state)
 typedef struct linear_case {
     uint32_t n_rows, d_in, d_out, extra_stride, dtype, act;
     float scale;
-    bool accumulate;
+    bool accumulate, has_norm;
 } linear_case;
+
+/* x becomes what rms_norm makes of it, and so does the row that a norm in front leaves in h. */
+static void norm_case(const linear_case *c, krn_linear_args *a, float *x, uint64_t *seed)
+{
+    const size_t n_x = (size_t)c->n_rows * c->d_in;
+    float *stored = must_alloc(c->d_in * sizeof(float)),
+          *wide = must_alloc(c->d_in * sizeof(float));
+    const uint32_t dtype = both_dtypes[next_in(seed, 0, 1)];
+    fill_weights(stored, wide, c->d_in, dtype, seed);
+    const krn_rms_norm_args norm = {.n_rows = c->n_rows,
+                                    .d_model = c->d_in,
+                                    .w_dtype = dtype,
+                                    .eps = 1e-6f,
+                                    .x = a->x,
+                                    .w = rig_upload(&the, stored, weight_bytes(dtype, c->d_in)),
+                                    .y = rig_poisoned(&the, n_x * sizeof *x)};
+    rig_ok(&the, the.ops->rms_norm(the.stream, &norm, &the.err));
+    rig_copy(&the, x, norm.y, n_x * sizeof *x);
+    a->norm_w = norm.w;
+    a->norm_dtype = dtype;
+    a->norm_eps = norm.eps;
+    a->h = rig_poisoned(&the, n_x * sizeof *x);
+    free(stored);
+    free(wide);
+}
+
+static void check_normed_rows(const linear_case *c, const krn_linear_args *a, const float *x)
+{
+    const size_t bytes = (size_t)c->n_rows * c->d_in * sizeof *x;
+    float *h = must_alloc(bytes);
+    rig_copy(&the, h, a->h, bytes);
+    assert_memory_equal(x, h, bytes);
+    free(h);
+}
 
 static void check_linear(const linear_case *c, uint64_t *seed)
 {
@@ -153,8 +187,14 @@ static void check_linear(const linear_case *c, uint64_t *seed)
                          .x = rig_upload(&the, x, n_x * sizeof *x),
                          .w = rig_upload(&the, stored, weight_bytes(c->dtype, n_w)),
                          .y = rig_upload(&the, before, n_y * sizeof *before)};
+    if (c->has_norm) {
+        norm_case(c, &a, x, seed);
+    }
     rig_ok(&the, the.ops->linear(the.stream, &a, &the.err));
     rig_copy(&the, got, a.y, n_y * sizeof *got);
+    if (c->has_norm) {
+        check_normed_rows(c, &a, x);
+    }
     for (uint32_t t = 0; t < c->n_rows; t++) {
         for (uint32_t o = 0; o < c->d_out; o++) {
             double sum = 0;
@@ -191,17 +231,20 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
     (void)state;
     uint64_t seed = 3;
     static const linear_case cases[] = {
-        {1, 192, 192, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false},
-        {48, 192, 384, 0, MOE_BF16, MOE_ACT_RELU, 1.0f, false},
-        {7, 384, 192, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true},
-        {3, 17, 5, 3, MOE_BF16, MOE_ACT_GELU_ERF, 0.5f, false},
-        {5, 1, 1, 1, MOE_F32, MOE_ACT_GELU_TANH, 2.0f, true},
-        {33, 100, 67, 0, MOE_F32, MOE_ACT_NONE, 0.072f, false},
-        {130, 64, 130, 2, MOE_BF16, MOE_ACT_RELU, 1.0f, true},
-        {2, 1024, 9, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false},
+        {1, 192, 192, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false, false},
+        {48, 192, 384, 0, MOE_BF16, MOE_ACT_RELU, 1.0f, false, false},
+        {7, 384, 192, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true, false},
+        {3, 17, 5, 3, MOE_BF16, MOE_ACT_GELU_ERF, 0.5f, false, false},
+        {5, 1, 1, 1, MOE_F32, MOE_ACT_GELU_TANH, 2.0f, true, false},
+        {33, 100, 67, 0, MOE_F32, MOE_ACT_NONE, 0.072f, false, false},
+        {130, 64, 130, 2, MOE_BF16, MOE_ACT_RELU, 1.0f, true, false},
+        {2, 1024, 9, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false, false},
         /* alone and batch take different tiles on a device with some 100 multiprocessors */
-        {64, 24, 1500, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false},
-        {35, 19, 1501, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true},
+        {64, 24, 1500, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false, false},
+        {35, 19, 1501, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true, false},
+        {1, 768, 2304, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false, true},
+        {70, 768, 96, 0, MOE_BF16, MOE_ACT_RELU, 1.0f, false, true}, /* normed once for all */
+        {3, 8000, 16, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true, true},   /* too long to be shared */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         check_linear(&cases[i], &seed);
@@ -214,7 +257,8 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
                          .dtype = both_dtypes[next_in(&seed, 0, 1)],
                          .act = next_in(&seed, MOE_ACT_NONE, MOE_ACT_GELU_TANH),
                          .scale = next_float(&seed),
-                         .accumulate = next_in(&seed, 0, 1) == 1};
+                         .accumulate = next_in(&seed, 0, 1) == 1,
+                         .has_norm = next_in(&seed, 0, 1) == 1};
         check_linear(&c, &seed);
     }
 }
@@ -224,14 +268,15 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
 static void kv_store_writes_only_the_named_rows(void **state)
 {
     (void)state;
-    enum { N_ROWS = 4, WIDTH = 10, N_SEQS = 3, N_CACHE = 12 };
+    enum { N_ROWS = 4, WIDTH = 10, STRIDE = 13, N_SEQS = 3, N_CACHE = 12 };
     uint64_t seed = 4;
-    float src[N_ROWS * WIDTH], cache[N_CACHE * WIDTH];
+    float src[N_ROWS * STRIDE], cache[N_CACHE * WIDTH];
     const int32_t row_seq[N_ROWS] = {0, 2, 2, 1}, row_pos[N_ROWS] = {3, 0, 1, 2};
     const int64_t kv_off[N_SEQS] = {0, 4, 8};
-    fill_floats(src, N_ROWS * WIDTH, &seed);
+    fill_floats(src, N_ROWS * STRIDE, &seed);
     krn_kv_store_args a = {.n_rows = N_ROWS,
                            .width = WIDTH,
+                           .src_stride = STRIDE,
                            .src = rig_upload(&the, src, sizeof src),
                            .dst = rig_poisoned(&the, sizeof cache),
                            .row_seq = rig_upload(&the, row_seq, sizeof row_seq),
@@ -246,7 +291,7 @@ static void kv_store_writes_only_the_named_rows(void **state)
     assert_int_equal(N_ROWS * WIDTH, n_written);
     for (int t = 0; t < N_ROWS; t++) {
         int64_t row = kv_off[row_seq[t]] + row_pos[t];
-        assert_memory_equal(cache + row * WIDTH, src + t * WIDTH, WIDTH * sizeof *src);
+        assert_memory_equal(cache + row * WIDTH, src + t * STRIDE, WIDTH * sizeof *src);
     }
 }
 
@@ -332,11 +377,14 @@ static krn_attention_args upload_attention(const attention_data *a)
 {
     const size_t row_bytes = a->n_heads * a->d_head * sizeof(float);
     const size_t cache_bytes = a->n_seqs * MAX_KV * row_bytes;
+    const uint32_t width = a->n_heads * a->d_head;
     return (krn_attention_args){.n_rows = a->n_rows,
                                 .n_heads = a->n_heads,
                                 .d_head = a->d_head,
                                 .bias_half = a->bias_half,
                                 .max_kv_len = MAX_KV,
+                                .q_stride = width,
+                                .kv_stride = width,
                                 .causal = a->causal,
                                 .q = rig_upload(&the, a->q, a->n_rows * row_bytes),
                                 .k = rig_upload(&the, a->k, cache_bytes),
@@ -383,6 +431,59 @@ static void attention_matches_the_reference_and_ignores_the_row_count(void **sta
         rig_release(&the);
     }
     free(data);
+}
+
+/* Rows of queries, keys and values side by side, as one product leaves them; a decode step's rows
+ * join the cache, an encode step's are the cache. Both equal dense rows and kv_store. */
+static void attention_takes_rows_apart_and_keeps_new_ones(void **state)
+{
+    (void)state;
+    enum { N_ROWS = 3, N_HEADS = 2, D_HEAD = 32, WIDTH = N_HEADS * D_HEAD, N_CACHE = N_ROWS * 16 };
+    uint64_t seed = 55;
+    float qkv[N_ROWS * 3 * WIDTH], q[N_ROWS * WIDTH], cache[2][N_CACHE * WIDTH];
+    float want[N_ROWS * WIDTH], got[N_ROWS * WIDTH], kept[N_CACHE * WIDTH];
+    const int32_t row_seq[N_ROWS] = {2, 0, 1}, row_pos[N_ROWS] = {15, 0, 7}, kv_len[] = {1, 8, 16};
+    const int64_t kv_off[N_ROWS] = {0, 16, 32};
+    fill_floats(qkv, N_ROWS * 3 * WIDTH, &seed);
+    fill_floats(cache[0], N_CACHE * WIDTH, &seed);
+    fill_floats(cache[1], N_CACHE * WIDTH, &seed);
+    krn_attention_args a = {.n_rows = N_ROWS,
+                            .n_heads = N_HEADS,
+                            .d_head = D_HEAD,
+                            .max_kv_len = 16,
+                            .q_stride = 3 * WIDTH,
+                            .kv_stride = WIDTH,
+                            .causal = true,
+                            .q = rig_upload(&the, qkv, sizeof qkv),
+                            .k = rig_upload(&the, cache[0], sizeof cache[0]),
+                            .v = rig_upload(&the, cache[1], sizeof cache[1]),
+                            .out = rig_poisoned(&the, sizeof got),
+                            .row_seq = rig_upload(&the, row_seq, sizeof row_seq),
+                            .row_pos = rig_upload(&the, row_pos, sizeof row_pos),
+                            .kv_off = rig_upload(&the, kv_off, sizeof kv_off),
+                            .kv_len = rig_upload(&the, kv_len, sizeof kv_len)};
+    a.new_k = a.q + WIDTH;
+    a.new_v = a.q + 2 * WIDTH;
+    rig_ok(&the, the.ops->attention(the.stream, &a, &the.err));
+    rig_copy(&the, got, a.out, sizeof got);
+    for (int t = 0; t < N_ROWS; t++) {
+        const size_t row = (size_t)(kv_off[row_seq[t]] + row_pos[t]) * WIDTH;
+        memcpy(q + t * WIDTH, qkv + t * 3 * WIDTH, WIDTH * sizeof *q);
+        memcpy(cache[0] + row, qkv + t * 3 * WIDTH + WIDTH, WIDTH * sizeof *q);
+        memcpy(cache[1] + row, qkv + t * 3 * WIDTH + 2 * WIDTH, WIDTH * sizeof *q);
+    }
+    rig_copy(&the, kept, a.k, sizeof kept);
+    assert_memory_equal(cache[0], kept, sizeof kept);
+    rig_copy(&the, kept, a.v, sizeof kept);
+    assert_memory_equal(cache[1], kept, sizeof kept);
+
+    krn_attention_args dense = a; /* the same over the cache as it should be now */
+    dense.new_k = dense.new_v = NULL;
+    dense.q_stride = WIDTH;
+    dense.q = rig_upload(&the, q, sizeof q);
+    rig_ok(&the, the.ops->attention(the.stream, &dense, &the.err));
+    rig_copy(&the, want, dense.out, sizeof want);
+    assert_memory_equal(want, got, sizeof want);
 }
 
 /* ---- gate_topk ---- */
@@ -664,18 +765,135 @@ static void publish_counts_on_around_the_ring(void **state)
     }
 }
 
-/* ---- expert_ffn and expert_combine ---- */
+/* ---- route ---- */
 
-enum { FFN_ROWS = 20, FFN_D = 50, FFN_FF = 70, FFN_EXPERTS = 6, FFN_TOP_K = 2 };
-enum { FFN_PAIRS = FFN_ROWS * FFN_TOP_K, FFN_PARAMS = 2 * FFN_D * FFN_FF };
+enum { ROUTE_DEPTH = 8 };
+
+typedef struct route_result {
+    float h[66 * 96];
+    int32_t ids[132], order[132], offsets[KRN_MAX_EXPERTS + 1];
+    float weights[132];
+    krn_mail mails[2];
+} route_result;
+
+/* The record's memory and a mailbox, fresh. */
+static void give_outputs(krn_route_args *a, krn_mail **out_ring)
+{
+    const size_t pairs = (size_t)a->gate.n_rows * a->gate.top_k + 1; /* room for n_rows 0 */
+    const uint32_t zero = 0;
+    krn_routing r = {.ids = rig_poisoned(&the, pairs * 4),
+                     .weights = rig_poisoned(&the, pairs * 4),
+                     .order = rig_poisoned(&the, pairs * 4),
+                     .offsets = rig_poisoned(&the, (a->gate.n_experts + 1) * 4)};
+    *out_ring = rig_mapped(&the, ROUTE_DEPTH * sizeof(krn_mail));
+    uint32_t *counter = rig_upload(&the, &zero, sizeof zero);
+    a->gate.out = a->dispatch.routing = r;
+    a->n_mails = 2;
+    for (uint32_t i = 0; i < 2; i++) {
+        a->mail[i] = (krn_publish_args){.kind = i == 0 ? KRN_MAIL_ROUTED : KRN_MAIL_REACHED,
+                                        .block = 3 + i,
+                                        .n_experts = a->gate.n_experts,
+                                        .offsets = i == 0 ? r.offsets : NULL,
+                                        .counter = counter,
+                                        .ring = *out_ring,
+                                        .depth = ROUTE_DEPTH};
+    }
+}
+
+static void read_outputs(const krn_route_args *a, const krn_mail *ring, route_result *out)
+{
+    const size_t pairs = (size_t)a->gate.n_rows * a->gate.top_k;
+    memset(out, 0, sizeof *out);
+    rig_copy(&the, out->h, a->gate.h, (size_t)a->gate.n_rows * a->gate.d_model * 4);
+    rig_copy(&the, out->ids, a->gate.out.ids, pairs * 4);
+    rig_copy(&the, out->weights, a->gate.out.weights, pairs * 4);
+    rig_copy(&the, out->order, a->gate.out.order, pairs * 4);
+    rig_copy(&the, out->offsets, a->gate.out.offsets, (a->gate.n_experts + 1) * 4);
+    for (uint32_t i = 0; i < 2; i++) {
+        memcpy(&out->mails[i], &ring[1 + i], sizeof out->mails[i]);
+        out->mails[i].time_ns = 0;
+    }
+}
+
+static void route_equals_its_parts_one_by_one(void **state)
+{
+    (void)state;
+    static const struct {
+        uint32_t n_rows, d_model, n_experts, top_k;
+        bool has_norm;
+    } cases[] = {{1, 96, 128, 1, true}, {1, 96, 8, 2, false},  {5, 33, 512, 2, true},
+                 {64, 96, 70, 1, true}, {66, 96, 70, 2, true}, {17, 40, 3, 1, false}};
+    uint64_t seed = 77;
+    route_result *one = must_alloc(sizeof *one), *parts = must_alloc(sizeof *parts);
+    float *stored = must_alloc(512 * 96 * 4), *wide = must_alloc(512 * 96 * 4);
+    float x[66 * 96], norm_w[96];
+    for (size_t i = 0; i < sizeof cases / sizeof *cases * 2; i++) {
+        const uint32_t n_rows = cases[i / 2].n_rows, d = cases[i / 2].d_model;
+        const uint32_t n_experts = cases[i / 2].n_experts, top_k = cases[i / 2].top_k;
+        const uint32_t dtype = both_dtypes[i % 2];
+        fill_weights(stored, wide, (size_t)n_experts * d, dtype, &seed);
+        fill_floats(x, n_rows * d, &seed);
+        fill_floats(norm_w, d, &seed);
+        krn_route_args a = {
+            .gate = {.n_rows = n_rows,
+                     .d_model = d,
+                     .n_experts = n_experts,
+                     .top_k = top_k,
+                     .w_dtype = dtype,
+                     .h = rig_upload(&the, x, n_rows * d * 4),
+                     .w = rig_upload(&the, stored, weight_bytes(dtype, (size_t)n_experts * d))},
+            .dispatch = {.n_rows = n_rows, .n_experts = n_experts, .top_k = top_k},
+            .scratch = rig_poisoned(&the, n_rows * n_experts * 4)};
+        if (cases[i / 2].has_norm) {
+            float *h = rig_poisoned(&the, n_rows * d * 4);
+            a.norm = (krn_rms_norm_args){.n_rows = n_rows,
+                                         .d_model = d,
+                                         .w_dtype = MOE_F32,
+                                         .eps = 1e-6f,
+                                         .x = a.gate.h,
+                                         .w = rig_upload(&the, norm_w, d * 4),
+                                         .y = h};
+            a.gate.h = h;
+        }
+        krn_mail *ring = NULL;
+        give_outputs(&a, &ring);
+        rig_ok(&the, the.ops->route(the.stream, &a, &the.err));
+        rig_sync(&the);
+        read_outputs(&a, ring, one);
+        assert_int_equal(2, mail_seq(ring, 2));
+        assert_true(one->mails[0].n > 0);
+
+        give_outputs(&a, &ring);
+        if (a.norm.x != NULL) {
+            rig_ok(&the, the.ops->rms_norm(the.stream, &a.norm, &the.err));
+        }
+        rig_ok(&the, the.ops->gate_topk(the.stream, &a.gate, &the.err));
+        rig_ok(&the, the.ops->dispatch(the.stream, &a.dispatch, &the.err));
+        rig_ok(&the, the.ops->publish(the.stream, &a.mail[0], &the.err));
+        rig_ok(&the, the.ops->publish(the.stream, &a.mail[1], &the.err));
+        rig_sync(&the);
+        read_outputs(&a, ring, parts);
+        assert_memory_equal(parts, one, sizeof *one);
+        rig_release(&the);
+    }
+    free(one);
+    free(parts);
+    free(stored);
+    free(wide);
+}
+
+/* ---- expert_ffn ---- */
+
+enum { FFN_ROWS = 40, FFN_D = 50, FFN_FF = 70, FFN_EXPERTS = 6, FFN_PARAMS = 2 * FFN_D * FFN_FF };
 
 typedef struct ffn {
     float stored[FFN_EXPERTS][FFN_PARAMS], wide[FFN_EXPERTS][FFN_PARAMS];
-    float h[FFN_ROWS * FFN_D];
-    int32_t ids[FFN_PAIRS];
+    float h[FFN_ROWS * FFN_D], x[FFN_ROWS * FFN_D], weights[FFN_ROWS];
+    int32_t ids[FFN_ROWS];
     krn_expert_ffn_args args;
     krn_wave *wave;
     const void *cells[FFN_EXPERTS];
+    const void *const *weights_of; /* device */
 } ffn;
 
 static void make_ffn(ffn *f, uint32_t dtype, uint32_t act, uint64_t *seed)
@@ -684,36 +902,45 @@ static void make_ffn(ffn *f, uint32_t dtype, uint32_t act, uint64_t *seed)
         fill_weights(f->stored[e], f->wide[e], FFN_PARAMS, dtype, seed);
         f->cells[e] = rig_upload(&the, f->stored[e], weight_bytes(dtype, FFN_PARAMS));
     }
+    f->weights_of = rig_upload(&the, f->cells, sizeof f->cells);
     fill_floats(f->h, FFN_ROWS * FFN_D, seed);
-    for (int p = 0; p < FFN_PAIRS; p++) { /* expert 4 gets no rows */
+    fill_floats(f->x, FFN_ROWS * FFN_D, seed);
+    fill_floats(f->weights, FFN_ROWS, seed);
+    for (int t = 0; t < FFN_ROWS; t++) { /* expert 4 gets no rows; -1: over capacity */
         int32_t e = (int32_t)next_in(seed, 0, FFN_EXPERTS - 2);
-        f->ids[p] = e == 4 ? 5 : e;
+        f->ids[t] = t % 13 == 7 ? -1 : e == 4 ? 5 : e;
     }
     f->wave = rig_mapped(&the, sizeof *f->wave);
-    f->args =
-        (krn_expert_ffn_args){.n_rows = FFN_ROWS,
-                              .top_k = FFN_TOP_K,
-                              .d_model = FFN_D,
-                              .d_ff = FFN_FF,
-                              .n_experts = FFN_EXPERTS,
-                              .w_dtype = dtype,
-                              .act = act,
-                              .h = rig_upload(&the, f->h, sizeof f->h),
-                              .wave = f->wave,
-                              .routing = {.ids = rig_upload(&the, f->ids, sizeof f->ids),
-                                          .order = rig_poisoned(&the, sizeof f->ids),
-                                          .offsets = rig_poisoned(&the, 4 * (FFN_EXPERTS + 1))},
-                              .y = rig_poisoned(&the, FFN_PAIRS * FFN_D * 4),
-                              .scratch = rig_poisoned(&the, FFN_PAIRS * FFN_FF * 4),
-                              .row_failed = rig_device(&the, FFN_ROWS * 4)};
+    f->args = (krn_expert_ffn_args){
+        .n_rows = FFN_ROWS,
+        .d_model = FFN_D,
+        .d_ff = FFN_FF,
+        .n_experts = FFN_EXPERTS,
+        .w_dtype = dtype,
+        .act = act,
+        .h = rig_upload(&the, f->h, sizeof f->h),
+        .wave = f->wave,
+        .routing = {.ids = rig_upload(&the, f->ids, sizeof f->ids),
+                    .weights = rig_upload(&the, f->weights, sizeof f->weights),
+                    .order = rig_poisoned(&the, sizeof f->ids),
+                    .offsets = rig_poisoned(&the, 4 * (FFN_EXPERTS + 1))},
+        .x = rig_upload(&the, f->x, sizeof f->x),
+        .scratch = rig_poisoned(&the, FFN_ROWS * FFN_FF * 4),
+        .row_failed = rig_device(&the, FFN_ROWS * 4)};
     const int32_t none_failed[FFN_ROWS] = {0};
     rig_copy(&the, f->args.row_failed, none_failed, sizeof none_failed);
-    krn_dispatch_args sort = {.n_rows = FFN_ROWS,
-                              .n_experts = FFN_EXPERTS,
-                              .top_k = FFN_TOP_K,
-                              .routing = f->args.routing};
-    rig_ok(&the, the.ops->dispatch(the.stream, &sort, &the.err));
-    rig_sync(&the);
+    int32_t ids[FFN_ROWS], order[FFN_ROWS], offsets[FFN_EXPERTS + 1] = {0}, n = 0;
+    memcpy(ids, f->ids, sizeof ids);
+    for (int32_t e = 0; e < FFN_EXPERTS; e++) { /* as dispatch leaves them */
+        for (int32_t t = 0; t < FFN_ROWS; t++) {
+            if (ids[t] == e) {
+                order[n++] = t;
+            }
+        }
+        offsets[e + 1] = n;
+    }
+    rig_copy(&the, f->args.routing.order, order, (size_t)n * sizeof *order);
+    rig_copy(&the, f->args.routing.offsets, offsets, sizeof offsets);
 }
 
 static void add_to_wave(ffn *f, int32_t expert, bool failed)
@@ -722,18 +949,19 @@ static void add_to_wave(ffn *f, int32_t expert, bool failed)
         (krn_wave_entry){.weights = f->cells[expert], .expert = expert, .failed = failed ? 1 : 0};
 }
 
-static void run_wave(ffn *f, float *y)
+/* x after the call; the wave is empty then. */
+static void run_wave(ffn *f, float *x)
 {
     rig_ok(&the, the.ops->expert_ffn(the.stream, &f->args, &the.err));
-    rig_copy(&the, y, f->args.y, FFN_PAIRS * FFN_D * sizeof *y);
+    rig_copy(&the, x, f->args.x, (size_t)f->args.n_rows * FFN_D * sizeof *x);
     f->wave->n = 0;
 }
 
-static void check_pair(const ffn *f, uint32_t p, const float *y)
+static void check_row(const ffn *f, uint32_t t, const float *x)
 {
-    const float *w = f->wide[f->ids[p]], *h = f->h + p / FFN_TOP_K * FFN_D;
-    double hidden[FFN_FF];
-    for (int o = 0; o < FFN_FF; o++) {
+    double hidden[FFN_FF] = {0};
+    const float *w = f->ids[t] >= 0 ? f->wide[f->ids[t]] : NULL, *h = f->h + t * FFN_D;
+    for (int o = 0; o < FFN_FF && w != NULL; o++) {
         double sum = 0;
         for (int i = 0; i < FFN_D; i++) {
             sum += (double)w[o * FFN_D + i] * (double)h[i];
@@ -742,10 +970,12 @@ static void check_pair(const ffn *f, uint32_t p, const float *y)
     }
     for (int o = 0; o < FFN_D; o++) {
         double sum = 0;
-        for (int i = 0; i < FFN_FF; i++) {
+        for (int i = 0; i < FFN_FF && w != NULL; i++) {
             sum += (double)w[FFN_FF * FFN_D + o * FFN_FF + i] * hidden[i];
         }
-        check_close(sum, y[p * FFN_D + (uint32_t)o], SUM_ABS, SUM_REL, "expert_ffn", p);
+        const size_t at = t * FFN_D + (uint32_t)o;
+        check_close((double)f->x[at] + (double)f->weights[t] * sum, x[at], SUM_ABS, SUM_REL,
+                    "expert_ffn", t);
     }
 }
 
@@ -753,7 +983,7 @@ static void expert_ffn_matches_the_reference_in_one_wave_or_many(void **state)
 {
     (void)state;
     ffn *f = must_alloc(sizeof *f);
-    float *one = must_alloc(FFN_PAIRS * FFN_D * 4), *many = must_alloc(FFN_PAIRS * FFN_D * 4);
+    float *one = must_alloc(sizeof f->x), *many = must_alloc(sizeof f->x);
     uint64_t seed = 9;
     for (uint32_t i = 0; i < 6; i++) {
         static const uint32_t acts[] = {MOE_ACT_RELU, MOE_ACT_GELU_ERF, MOE_ACT_GELU_TANH};
@@ -762,20 +992,23 @@ static void expert_ffn_matches_the_reference_in_one_wave_or_many(void **state)
             add_to_wave(f, e, false);
         }
         run_wave(f, one);
-        for (uint32_t p = 0; p < FFN_PAIRS; p++) {
-            check_pair(f, p, one);
+        for (uint32_t t = 0; t < FFN_ROWS; t++) {
+            check_row(f, t, one);
         }
-        rig_ok(&the, the.ops->backend.fill_async(the.stream, f->args.y, 0xFF, FFN_PAIRS * FFN_D * 4,
-                                                 &the.err));
+        rig_copy(&the, f->args.x, f->x, sizeof f->x);
         run_wave(f, many); /* an empty wave */
-        for (uint32_t j = 0; j < FFN_PAIRS * FFN_D; j++) {
-            assert_true(isnan(many[j]));
-        }
+        assert_memory_equal(f->x, many, sizeof f->x);
         for (int32_t e = 0; e < FFN_EXPERTS; e++) {
             add_to_wave(f, e, false);
             run_wave(f, many);
         }
-        assert_memory_equal(one, many, FFN_PAIRS * FFN_D * 4);
+        assert_memory_equal(one, many, sizeof f->x);
+
+        rig_copy(&the, f->args.x, f->x, sizeof f->x);
+        f->args.wave = NULL;
+        f->args.weights_of = f->weights_of;
+        run_wave(f, many); /* all at hand */
+        assert_memory_equal(one, many, sizeof f->x);
         rig_release(&the);
     }
     free(f);
@@ -787,111 +1020,59 @@ static void expert_ffn_does_not_depend_on_who_shares_the_call(void **state)
 {
     (void)state;
     ffn *f = must_alloc(sizeof *f);
-    float *batch = must_alloc(FFN_PAIRS * FFN_D * 4), *alone = must_alloc(FFN_PAIRS * FFN_D * 4);
+    float *batch = must_alloc(sizeof f->x), alone[FFN_D];
     uint64_t seed = 10;
     make_ffn(f, MOE_BF16, MOE_ACT_RELU, &seed);
     for (int32_t e = 0; e < FFN_EXPERTS; e++) {
         add_to_wave(f, e, false);
     }
     run_wave(f, batch);
-    const float *all_rows = f->args.h;
+    const krn_expert_ffn_args all = f->args;
+    rig_copy(&the, f->args.x, f->x, sizeof f->x);
     f->args.n_rows = 1; /* as a decode step of one sequence calls it */
     for (int32_t t = 0; t < FFN_ROWS; t++) {
-        const int32_t *ids = f->ids + t * FFN_TOP_K;
-        int32_t offsets[FFN_EXPERTS + 1] = {0}, order[FFN_TOP_K], n = 0;
+        int32_t offsets[FFN_EXPERTS + 1] = {0}, first = 0;
         for (int32_t e = 0; e < FFN_EXPERTS; e++) {
-            for (int32_t k = 0; k < FFN_TOP_K; k++) {
-                if (ids[k] == e) {
-                    order[n++] = k;
-                }
-            }
-            offsets[e + 1] = n;
+            offsets[e + 1] = f->ids[t] >= 0 && f->ids[t] <= e;
             add_to_wave(f, e, false);
         }
-        f->args.h = all_rows + t * FFN_D;
-        rig_copy(&the, f->args.routing.order, order, sizeof order);
+        f->args.h = all.h + t * FFN_D;
+        f->args.x = all.x + t * FFN_D;
+        f->args.routing.ids = all.routing.ids + t;
+        f->args.routing.weights = all.routing.weights + t;
+        rig_copy(&the, f->args.routing.order, &first, sizeof first);
         rig_copy(&the, f->args.routing.offsets, offsets, sizeof offsets);
         run_wave(f, alone);
-        assert_memory_equal(batch + t * FFN_TOP_K * FFN_D, alone,
-                            FFN_TOP_K * FFN_D * sizeof *alone);
+        assert_memory_equal(batch + t * FFN_D, alone, sizeof alone);
     }
     free(f);
     free(batch);
-    free(alone);
 }
 
 static void expert_ffn_marks_the_rows_of_a_failed_expert(void **state)
 {
     (void)state;
     ffn *f = must_alloc(sizeof *f);
-    float *y = must_alloc(FFN_PAIRS * FFN_D * 4);
+    float *x = must_alloc(sizeof f->x);
     uint64_t seed = 11;
     make_ffn(f, MOE_BF16, MOE_ACT_RELU, &seed);
     for (int32_t e = 0; e < FFN_EXPERTS; e++) {
         add_to_wave(f, e, e == 2);
     }
-    run_wave(f, y);
+    run_wave(f, x);
     int32_t row_failed[FFN_ROWS], want_failed[FFN_ROWS] = {0};
     rig_copy(&the, row_failed, f->args.row_failed, sizeof row_failed);
-    for (uint32_t p = 0; p < FFN_PAIRS; p++) {
-        if (f->ids[p] != 2) {
-            check_pair(f, p, y);
+    for (uint32_t t = 0; t < FFN_ROWS; t++) {
+        if (f->ids[t] != 2) {
+            check_row(f, t, x);
             continue;
         }
-        want_failed[p / FFN_TOP_K] = 1;
-        for (int i = 0; i < FFN_D; i++) {
-            assert_true(y[p * FFN_D + (uint32_t)i] == 0.0f);
-        }
+        want_failed[t] = 1;
+        assert_memory_equal(f->x + t * FFN_D, x + t * FFN_D, FFN_D * sizeof *x);
     }
     assert_memory_equal(want_failed, row_failed, sizeof row_failed);
     free(f);
-    free(y);
-}
-
-static void combine_adds_weighted_outputs_and_skips_dropped_pairs(void **state)
-{
-    (void)state;
-    enum { N_ROWS = 6, TOP_K = 3, D = 37, N_PAIRS = N_ROWS * TOP_K };
-    uint64_t seed = 12;
-    float x[N_ROWS * D], y[N_PAIRS * D], weights[N_PAIRS], got[N_ROWS * D], alone[D];
-    int32_t ids[N_PAIRS];
-    fill_floats(x, N_ROWS * D, &seed);
-    fill_floats(y, N_PAIRS * D, &seed);
-    fill_floats(weights, N_PAIRS, &seed);
-    for (int p = 0; p < N_PAIRS; p++) {
-        ids[p] = p % 4 == 3 ? -1 : p % 4;
-        for (int i = 0; i < D && ids[p] < 0; i++) {
-            y[p * D + i] = NAN; /* nobody computed it */
-        }
-    }
-    krn_expert_combine_args a = {.n_rows = N_ROWS,
-                                 .top_k = TOP_K,
-                                 .d_model = D,
-                                 .routing = {.ids = rig_upload(&the, ids, sizeof ids),
-                                             .weights = rig_upload(&the, weights, sizeof weights)},
-                                 .y = rig_upload(&the, y, sizeof y),
-                                 .x = rig_upload(&the, x, sizeof x)};
-    rig_ok(&the, the.ops->expert_combine(the.stream, &a, &the.err));
-    rig_copy(&the, got, a.x, sizeof got);
-    rig_copy(&the, a.x, x, sizeof x);
-    for (uint32_t t = 0; t < N_ROWS; t++) {
-        for (uint32_t i = 0; i < D; i++) {
-            double want = (double)x[t * D + i];
-            for (uint32_t p = t * TOP_K; p < (t + 1) * TOP_K; p++) {
-                want += ids[p] < 0 ? 0 : (double)weights[p] * (double)y[p * D + i];
-            }
-            check_close(want, got[t * D + i], 1e-6, 1e-6, "combine", t * D + i);
-        }
-        krn_expert_combine_args one = a;
-        one.n_rows = 1;
-        one.x = a.x + t * D;
-        one.y = a.y + t * TOP_K * D;
-        one.routing.ids = a.routing.ids + t * TOP_K;
-        one.routing.weights = a.routing.weights + t * TOP_K;
-        rig_ok(&the, the.ops->expert_combine(the.stream, &one, &the.err));
-        rig_copy(&the, alone, one.x, sizeof alone);
-        assert_memory_equal(alone, got + t * D, sizeof alone);
-    }
+    free(x);
 }
 
 /* ---- argmax ---- */
@@ -1003,6 +1184,7 @@ static int run_backend(const char *name)
         OP_TEST(linear_matches_the_reference_and_ignores_the_row_count),
         OP_TEST(kv_store_writes_only_the_named_rows),
         OP_TEST(attention_matches_the_reference_and_ignores_the_row_count),
+        OP_TEST(attention_takes_rows_apart_and_keeps_new_ones),
         OP_TEST(gate_matches_the_reference_and_ignores_the_row_count),
         OP_TEST(gate_ties_go_to_the_lower_expert),
         OP_TEST(gate_rows_that_are_not_numbers_choose_the_first_experts),
@@ -1010,10 +1192,10 @@ static int run_backend(const char *name)
         OP_TEST(dispatch_drops_what_is_over_capacity_per_sequence),
         OP_TEST(publish_names_active_experts_in_rising_order),
         OP_TEST(publish_counts_on_around_the_ring),
+        OP_TEST(route_equals_its_parts_one_by_one),
         OP_TEST(expert_ffn_matches_the_reference_in_one_wave_or_many),
         OP_TEST(expert_ffn_does_not_depend_on_who_shares_the_call),
         OP_TEST(expert_ffn_marks_the_rows_of_a_failed_expert),
-        OP_TEST(combine_adds_weighted_outputs_and_skips_dropped_pairs),
         OP_TEST(argmax_takes_the_lowest_of_equals_and_never_nan),
         OP_TEST(argmax_writes_into_mapped_memory_too),
         OP_TEST(an_operation_names_the_argument_it_refuses),

@@ -197,10 +197,20 @@ static void assert_is(const gw_weight *w, const char *name, uint32_t rows, uint3
     assert_non_null(w->data);
     assert_int_equal(rows, w->rows);
     assert_int_equal(cols, w->cols);
-    assert_int_equal(t->entry.dtype == MOE_F16 ? (uint32_t)MOE_F32 : t->entry.dtype, w->dtype);
+    bool widened = t->entry.dtype != w->dtype;
+    assert_true(!widened || w->dtype == MOE_F32);
     rig_copy(&the, got, w->data, bytes);
-    assert_memory_equal(t->entry.dtype == MOE_F16 ? (const void *)t->values : t->stored, got,
-                        bytes);
+    assert_memory_equal(widened ? (const void *)t->values : t->stored, got, bytes);
+}
+
+/* Keys or values of both. */
+static gw_weight half_of(const gw_weight *kv, uint32_t second)
+{
+    size_t bytes = (size_t)WIDTH * D_MODEL * moe_dtype_bytes((moe_dtype)kv->dtype);
+    gw_weight half = *kv;
+    half.data = (const char *)kv->data + second * bytes;
+    half.rows = kv->rows / 2;
+    return half;
 }
 
 /* ---- tests ---- */
@@ -225,8 +235,12 @@ static void every_tensor_lands_in_its_place(void **state)
     assert_null(e->layer[0].router.data);
     assert_null(e->layer[0].cross.q.data);
     assert_is(&d->layer[1].cross.norm, "decoder.block.1.layer.1.layer_norm.weight", 1, D_MODEL);
-    assert_is(&d->layer[1].cross.v, "decoder.block.1.layer.1.EncDecAttention.v.weight", WIDTH,
-              D_MODEL);
+    const gw_attention_weights *cross = &d->layer[1].cross;
+    const gw_weight v = half_of(&cross->kv, 1);
+    assert_is(&v, "decoder.block.1.layer.1.EncDecAttention.v.weight", WIDTH, D_MODEL);
+    assert_int_equal(3 * WIDTH, cross->qkv.rows);
+    assert_ptr_equal(cross->q.data, cross->qkv.data);
+    assert_ptr_equal((const char *)cross->q.data + WIDTH * D_MODEL * sizeof(float), cross->kv.data);
     assert_is(&d->layer[1].ffn_norm, "decoder.block.1.layer.2.layer_norm.weight", 1, D_MODEL);
     assert_is(&d->layer[0].wo, "decoder.block.0.layer.2.mlp.wo.weight", D_MODEL, D_FF);
     assert_is(&d->final_norm, "decoder.final_layer_norm.weight", 1, D_MODEL);
@@ -256,6 +270,24 @@ static void each_tensor_keeps_its_type_and_f16_is_widened(void **state)
 {
     (void)state;
     const moe_model_shape shape = shape_of(false);
+    const char *o = "decoder.block.0.layer.0.SelfAttention.o.weight";
+    const char *wi = "decoder.block.0.layer.2.mlp.wi.weight";
+    fill_checkpoint(false);
+    store_as(tensor_of(o), MOE_BF16);
+    store_as(tensor_of(wi), MOE_F16);
+    gw_dense_weights *w = loaded(&shape);
+    assert_is(&w->stack[MOE_DECODER].layer[0].self.o, o, D_MODEL, WIDTH);
+    assert_is(&w->stack[MOE_DECODER].layer[0].wi, wi, D_FF, D_MODEL);
+    assert_int_equal(MOE_BF16, w->stack[MOE_DECODER].layer[0].self.o.dtype);
+    assert_int_equal(MOE_F32, w->stack[MOE_DECODER].layer[0].wi.dtype);
+    unload(w);
+}
+
+/* One product makes all three, so they are made alike. */
+static void queries_keys_and_values_that_differ_are_widened(void **state)
+{
+    (void)state;
+    const moe_model_shape shape = shape_of(false);
     const char *q = "decoder.block.0.layer.0.SelfAttention.q.weight";
     const char *k = "decoder.block.0.layer.0.SelfAttention.k.weight";
     const char *v = "decoder.block.0.layer.0.SelfAttention.v.weight";
@@ -264,9 +296,11 @@ static void each_tensor_keeps_its_type_and_f16_is_widened(void **state)
     store_as(tensor_of(k), MOE_F16);
     gw_dense_weights *w = loaded(&shape);
     const gw_attention_weights *self = &w->stack[MOE_DECODER].layer[0].self;
+    const gw_weight keys = half_of(&self->kv, 0), values = half_of(&self->kv, 1);
+    assert_int_equal(MOE_F32, self->qkv.dtype);
     assert_is(&self->q, q, WIDTH, D_MODEL);
-    assert_is(&self->k, k, WIDTH, D_MODEL);
-    assert_is(&self->v, v, WIDTH, D_MODEL);
+    assert_is(&keys, k, WIDTH, D_MODEL);
+    assert_is(&values, v, WIDTH, D_MODEL);
     unload(w);
 }
 
@@ -435,6 +469,7 @@ int main(void)
         cmocka_unit_test(every_tensor_lands_in_its_place),
         cmocka_unit_test(a_pregated_stack_routes_once_and_pregates_all_but_the_last),
         cmocka_unit_test(each_tensor_keeps_its_type_and_f16_is_widened),
+        cmocka_unit_test(queries_keys_and_values_that_differ_are_widened),
         cmocka_unit_test(a_missing_tensor_is_named),
         cmocka_unit_test(a_wrong_shape_or_type_is_named),
         cmocka_unit_test(a_tied_matrix_serves_three_times_under_any_name),

@@ -13,11 +13,10 @@
 static void a_wave_is_half_of_the_cells(void **state)
 {
     (void)state;
-    assert_int_equal(1, gw_plan_wave_capacity(GW_PREGATED, 2));
-    assert_int_equal(1, gw_plan_wave_capacity(GW_PREGATED, 3));
-    assert_int_equal(8, gw_plan_wave_capacity(GW_ON_DEMAND, 16));
-    assert_int_equal(GW_PLAN_WAVE_EXPERTS, gw_plan_wave_capacity(GW_PREGATED, 1000));
-    assert_int_equal(KRN_MAX_WAVE_EXPERTS, gw_plan_wave_capacity(GW_RESIDENT, 10));
+    assert_int_equal(1, gw_plan_wave_capacity(2));
+    assert_int_equal(1, gw_plan_wave_capacity(3));
+    assert_int_equal(8, gw_plan_wave_capacity(16));
+    assert_int_equal(GW_PLAN_WAVE_EXPERTS, gw_plan_wave_capacity(1000));
 }
 
 static void active_experts_are_bounded_by_rows_and_experts(void **state)
