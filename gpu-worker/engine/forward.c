@@ -354,7 +354,8 @@ static void gate_position(struct pass *p, const gw_layer_weights *w, uint32_t b,
     const bool chooses_next = pregated && b + 1 < stack->n_blocks;
     const uint32_t capacity = p->stack == MOE_ENCODER ? p->f->cfg.expert_capacity : 0;
     const krn_publish_args mail = choice_mail(p, KRN_MAIL_ROUTED, b, mine);
-    if (chosen_before && p->step.publish_at_use) {
+    const bool copy_waits = p->step.publish_at_use && p->step.n_waves > 0;
+    if (chosen_before && p->step.publish_at_use && (copy_waits || !chooses_next)) {
         publish(p, &mail);
     }
     if (chosen_before && !chooses_next) {
@@ -377,6 +378,8 @@ static void gate_position(struct pass *p, const gw_layer_weights *w, uint32_t b,
         a.dispatch.capacity = capacity;
         if (!p->step.publish_at_use) {
             add_mail(&a, choice_mail(p, KRN_MAIL_ROUTED, b + 1, &next));
+        } else if (chosen_before && !copy_waits) {
+            add_mail(&a, mail);
         }
         route(p, &a);
     } else if (p->step.publish_guess) {
@@ -408,6 +411,7 @@ static void run_experts(struct pass *p, const krn_wave *wave, const void *const 
                                    .n_experts = s->n_experts,
                                    .w_dtype = p->f->cfg.expert_dtype,
                                    .act = s->act,
+                                   .max_experts = p->step.wave_capacity,
                                    .h = p->ws->h,
                                    .wave = wave,
                                    .weights_of = weights_of,

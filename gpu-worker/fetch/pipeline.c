@@ -347,6 +347,7 @@ moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_ro
         (gw_step){.step = p->step,
                   .stack = stack,
                   .n_waves = p->max_waves > 0 ? gw_plan_n_waves(active, p->capacity) : 0,
+                  .wave_capacity = p->capacity,
                   .publish_at_use = p->cfg.policy == GW_ON_DEMAND || p->cfg.policy == GW_RESIDENT,
                   .publish_guess = p->cfg.policy == GW_PREGATED && !routes_ahead,
                   .publish_all = p->cfg.policy == GW_PREFETCH_ALL,

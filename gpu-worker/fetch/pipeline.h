@@ -88,13 +88,14 @@ void gw_pipeline_destroy(gw_pipeline *p); /* releases every wait, joins the fetc
 typedef struct gw_step {
     uint64_t step;
     moe_stack stack;
-    uint32_t n_waves;    /* per block, an upper bound known to the host; empty waves are cheap.
-                            RESIDENT: 0, nothing is waited for */
-    bool publish_at_use; /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
-                            also when a pre-gate decided earlier */
-    bool publish_guess;  /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
-    bool publish_all;    /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
-                            and for block 0 at step start */
+    uint32_t n_waves;       /* per block, an upper bound known to the host; empty waves are cheap.
+                               RESIDENT: 0, nothing is waited for */
+    uint32_t wave_capacity; /* experts of a wave at most */
+    bool publish_at_use;    /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
+                               also when a pre-gate decided earlier */
+    bool publish_guess;     /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
+    bool publish_all;       /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
+                               and for block 0 at step start */
     /* block: in the step's stack; wave < n_waves. Mapped memory, the same for all steps of one
      * parity. */
     krn_wave *(*wave_row)(const struct gw_step *s, uint32_t block, uint32_t wave);

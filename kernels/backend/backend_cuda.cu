@@ -131,7 +131,7 @@ static moe_status find_batch_mem_op(krn_device *d, moe_err *err)
 
 static moe_status open_device(krn_device *d, moe_err *err)
 {
-    int n_sms = 0;
+    int n_sms = 0, major = 0;
     moe_status st = check_capability(d->index, err);
     if (st == MOE_OK) {
         st = krn_cuda_use(d, err);
@@ -143,7 +143,13 @@ static moe_status open_device(krn_device *d, moe_err *err)
         st = KRN_CUDA(err, cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, d->index),
                       "count multiprocessors");
     }
+    if (st == MOE_OK) {
+        st = KRN_CUDA(err,
+                      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, d->index),
+                      "read the compute capability");
+    }
     d->n_sms = (uint32_t)n_sms;
+    d->overlaps_kernels = major >= 9;
     if (st == MOE_OK) {
         st = find_batch_mem_op(d, err);
     }

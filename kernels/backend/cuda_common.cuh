@@ -14,7 +14,7 @@
 #include <string.h>
 
 #include <cuda.h> /* types of the stream memory operations; nothing is linked from libcuda */
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #ifndef _Noreturn
 #define _Noreturn [[noreturn]] /* a C keyword in common/status.h */
@@ -58,6 +58,7 @@ typedef struct krn_cuda_registration {
 struct krn_device {
     int index;
     uint32_t n_sms;
+    bool overlaps_kernels; /* compute capability 9.0: see krn_cuda_launch */
     krn_batch_mem_op batch_mem_op;
     krn_cuda_clock clock;
     krn_cuda_registration registrations[KRN_CUDA_MAX_REGISTRATIONS]; /* owner's thread writes */
@@ -101,6 +102,25 @@ moe_status krn_cuda_status(moe_err *err, cudaError_t rc, const char *what, const
 moe_status krn_cuda_use(krn_device *d, moe_err *err); /* makes it the calling thread's device */
 /* After a kernel launch: the launch's own error, named after the operation. */
 moe_status krn_cuda_launched(moe_err *err, const char *op);
+
+/* Launches so that the kernel may begin before the stream's previous kernel has ended; it waits for
+ * it by itself (device_math.cuh, begin_kernel). Its launch's error: krn_cuda_launched. */
+template <typename... Params, typename... Args>
+static void krn_cuda_launch(const krn_stream *s, void (*kernel)(Params...), dim3 grid, dim3 block,
+                            size_t shared_bytes, Args... args)
+{
+    cudaLaunchAttribute overlap = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t cfg = {};
+    cfg.gridDim = grid;
+    cfg.blockDim = block;
+    cfg.dynamicSmemBytes = shared_bytes;
+    cfg.stream = s->handle;
+    cfg.attrs = &overlap;
+    cfg.numAttrs = s->device->overlaps_kernels ? 1 : 0;
+    (void)cudaLaunchKernelEx(&cfg, kernel, Params(args)...); /* remembered: krn_cuda_launched */
+}
 
 moe_status krn_cuda_clock_init(krn_cuda_clock *c, moe_err *err);
 void krn_cuda_clock_fini(krn_cuda_clock *c); /* accepts a zeroed clock */

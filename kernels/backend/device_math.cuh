@@ -14,7 +14,11 @@
 
 #include "kernels/backend/cuda_common.cuh"
 
-enum { WARP = 32, VECTOR = 8 /* elements one lane loads at once: 16 bytes of bf16 */ };
+enum {
+    WARP = 32,
+    VECTOR = 8, /* elements one lane loads at once: 16 bytes of bf16 */
+    LINE = 128  /* bytes of a cache line */
+};
 static const unsigned int WHOLE_WARP = 0xffffffffu;
 
 static __device__ __forceinline__ uint32_t lane_id()
@@ -46,6 +50,31 @@ static __device__ __forceinline__ float activate(uint32_t act, float v)
     default:
         return v;
     }
+}
+
+/* ---- a kernel's begin ----
+ * Kernels are launched to overlap (krn_cuda_launch): one may begin while the one before still runs.
+ * Each calls begin_kernel, or let_next_begin and later await_previous; what lies between may read
+ * weights only, which nothing writes. */
+
+static __device__ __forceinline__ void let_next_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void await_previous()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void begin_kernel()
+{
+    let_next_begin();
+    await_previous();
 }
 
 /* ---- over a warp ---- */
@@ -99,116 +128,219 @@ template <int n> static __device__ __forceinline__ float warp_sums(float (&v)[n]
     return sum;
 }
 
-/* ---- loads ---- */
+/* ---- loads ----
+ * vector: rows are whole vectors and 16-byte aligned, so that a step is one load and few
+ * instructions. That matters twice: a decode kernel runs each instruction once, from a cold
+ * instruction cache, and long straight code costs more than what it computes. */
 
 static __device__ __forceinline__ bool is_aligned16(const void *p)
 {
     return ((uintptr_t)p & 15u) == 0;
 }
 
-/* out[0..8) = p[at..at+8), zeros from n_left on. vector: p + at is 16-byte aligned. p: global or
- * shared memory. */
+/* out = p[at..at+8), zeros from n_left on. p: global or shared memory. */
+template <bool vector>
 static __device__ __forceinline__ void load_floats(float (&out)[VECTOR], const float *p, size_t at,
-                                                   uint32_t n_left, bool vector)
+                                                   uint32_t n_left)
 {
-    if (vector && n_left >= VECTOR) {
+    if constexpr (vector) {
+        const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         const float4 *q = (const float4 *)(p + at);
-        float4 a = q[0], b = q[1];
+        const float4 a = n_left > 0 ? q[0] : zero, b = n_left > 0 ? q[1] : zero;
         out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
         out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (uint32_t k = 0; k < VECTOR; k++) {
-        out[k] = k < n_left ? p[at + k] : 0.0f;
+        for (uint32_t k = 0; k < VECTOR; k++) {
+            out[k] = k < n_left ? p[at + k] : 0.0f;
+        }
     }
 }
 
-template <bool is_bf16>
-static __device__ __forceinline__ void load_weights(float (&out)[VECTOR], const void *w, size_t at,
-                                                    uint32_t n_left, bool vector)
-{
-    if (!is_bf16 && vector && n_left >= VECTOR) {
-        const float4 *q = (const float4 *)((const float *)w + at);
-        float4 a = __ldg(q), b = __ldg(q + 1);
-        out[0] = a.x, out[1] = a.y, out[2] = a.z, out[3] = a.w;
-        out[4] = b.x, out[5] = b.y, out[6] = b.z, out[7] = b.w;
-        return;
-    }
-    if (is_bf16 && vector && n_left >= VECTOR) {
-        uint4 a = __ldg((const uint4 *)((const uint16_t *)w + at));
-        const uint32_t pair[4] = {a.x, a.y, a.z, a.w};
+/* Eight weights as they are stored. */
+template <bool is_bf16, bool vector> struct weights8;
+
+template <bool vector> struct weights8<true, vector> {
+    uint4 raw;
+
+    __device__ __forceinline__ void load(const void *w, size_t at, uint32_t n_left)
+    {
+        if constexpr (vector) {
+            const uint4 *p = (const uint4 *)((const uint16_t *)w + at);
+            raw = n_left > 0 ? __ldg(p) : make_uint4(0, 0, 0, 0);
+        } else {
+            uint32_t pair[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            out[2 * k] = __uint_as_float(pair[k] << 16);
-            out[2 * k + 1] = __uint_as_float(pair[k] & 0xffff0000u);
+            for (uint32_t k = 0; k < 4; k++) {
+                const unsigned short *p = (const unsigned short *)w + at + 2 * k;
+                const uint32_t low = 2 * k < n_left ? __ldg(p) : 0;
+                const uint32_t high = 2 * k + 1 < n_left ? __ldg(p + 1) : 0;
+                pair[k] = low | high << 16;
+            }
+            raw = make_uint4(pair[0], pair[1], pair[2], pair[3]);
         }
-        return;
     }
+
+    __device__ __forceinline__ float at(int k) const
+    {
+        const uint32_t pair = k < 2 ? raw.x : k < 4 ? raw.y : k < 6 ? raw.z : raw.w;
+        return __uint_as_float(k % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    }
+};
+
+template <bool vector> struct weights8<false, vector> {
+    float raw[VECTOR];
+
+    __device__ __forceinline__ void load(const void *w, size_t at, uint32_t n_left)
+    {
+        const float *p = (const float *)w + at;
+        if constexpr (vector) {
+            const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f), *q = (const float4 *)p;
+            const float4 a = n_left > 0 ? __ldg(q) : zero, b = n_left > 0 ? __ldg(q + 1) : zero;
+            raw[0] = a.x, raw[1] = a.y, raw[2] = a.z, raw[3] = a.w;
+            raw[4] = b.x, raw[5] = b.y, raw[6] = b.z, raw[7] = b.w;
+        } else {
 #pragma unroll
-    for (uint32_t k = 0; k < VECTOR; k++) {
-        out[k] = k < n_left ? load_weight<is_bf16>(w, at + k) : 0.0f;
+            for (uint32_t k = 0; k < VECTOR; k++) {
+                raw[k] = k < n_left ? __ldg(p + k) : 0.0f;
+            }
+        }
+    }
+
+    __device__ __forceinline__ float at(int k) const
+    {
+        return raw[k];
+    }
+};
+
+/* Asks for `bytes` from p on, a warp's worth of lines at a time, before anybody needs them. */
+static __device__ __forceinline__ void warp_prefetch(const void *p, size_t bytes)
+{
+    for (size_t at = lane_id() * LINE; at < bytes; at += WARP * LINE) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"((const char *)p + at));
     }
 }
 
 /* ---- the norm ---- */
 
-/* sqrt(mean(x^2) + eps) of one row, by one warp, in the order of additions above. */
-static __device__ __forceinline__ float warp_rms(const float *x, uint32_t d, float eps, bool vector)
+/* 1 / sqrt(mean(x^2) + eps) of one row, by one warp, in the order of additions above. */
+template <bool vector>
+static __device__ __forceinline__ float warp_inverse_rms(const float *x, uint32_t d, float eps)
 {
+    constexpr uint32_t steps = vector ? 4 : 1;
     float squares = 0.0f;
-#pragma unroll 4
-    for (uint32_t i = lane_id() * VECTOR; i < d; i += WARP * VECTOR) {
-        float v[VECTOR];
-        load_floats(v, x, i, d - i, vector);
+#pragma unroll 1
+    for (uint32_t first = lane_id() * VECTOR; first < d; first += steps * WARP * VECTOR) {
+        float v[steps][VECTOR];
 #pragma unroll
-        for (int k = 0; k < VECTOR; k++) {
-            squares = fmaf(v[k], v[k], squares);
+        for (uint32_t n = 0; n < steps; n++) { /* all under way at once */
+            const uint32_t i = first + n * WARP * VECTOR;
+            load_floats<vector>(v[n], x, i, i < d ? d - i : 0);
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < steps; n++) {
+#pragma unroll
+            for (int k = 0; k < VECTOR; k++) {
+                squares = fmaf(v[n][k], v[n][k], squares);
+            }
         }
     }
-    return sqrtf(warp_sum(squares) / (float)d + eps);
+    return 1.0f / sqrtf(warp_sum(squares) / (float)d + eps);
 }
 
-/* y = x / rms * w of one row, by one warp. */
-static __device__ __forceinline__ void warp_norm(const float *x, const void *w, bool w_is_bf16,
-                                                 uint32_t d, float eps, bool vector, float *y)
+static __device__ __forceinline__ float load_scale(const void *w, bool is_bf16, size_t at)
 {
-    const float rms = warp_rms(x, d, eps, vector);
-    for (uint32_t i = lane_id(); i < d; i += WARP) {
-        y[i] = x[i] / rms * (w_is_bf16 ? load_weight<true>(w, i) : load_weight<false>(w, i));
+    return is_bf16 ? load_weight<true>(w, at) : load_weight<false>(w, at);
+}
+
+/* y = x * inverse_rms * w, by n_threads of which this is number `thread`, four elements under way
+ * at once. */
+static __device__ __forceinline__ void scale_row(const float *x, const void *w, bool w_is_bf16,
+                                                 uint32_t d, float inverse_rms, uint32_t thread,
+                                                 uint32_t n_threads, float *y)
+{
+    constexpr uint32_t steps = 4;
+#pragma unroll 1
+    for (uint32_t first = thread; first < d; first += steps * n_threads) {
+        float xv[steps], wv[steps];
+#pragma unroll
+        for (uint32_t n = 0; n < steps; n++) {
+            const uint32_t i = min(first + n * n_threads, d - 1);
+            xv[n] = x[i];
+            wv[n] = load_scale(w, w_is_bf16, i);
+        }
+#pragma unroll
+        for (uint32_t n = 0; n < steps; n++) {
+            const uint32_t i = first + n * n_threads;
+            if (i < d) {
+                y[i] = xv[n] * inverse_rms * wv[n];
+            }
+        }
     }
+}
+
+/* Rows of a block, normed into shared memory by all its warps; a barrier follows. One row: all
+ * warps find the same rms and share out the rest. Several: a warp for each, rows <= warps. */
+template <bool vector>
+static __device__ __forceinline__ void block_norm(const float *x, const void *w, bool w_is_bf16,
+                                                  uint32_t d, float eps, uint32_t n_rows,
+                                                  float *normed)
+{
+    const uint32_t warp = threadIdx.x / WARP;
+    if (n_rows == 1) {
+        const float inverse_rms = warp_inverse_rms<vector>(x, d, eps);
+        scale_row(x, w, w_is_bf16, d, inverse_rms, threadIdx.x, blockDim.x, normed);
+    } else if (warp < n_rows) {
+        const float *row = x + (size_t)warp * d;
+        const float inverse_rms = warp_inverse_rms<vector>(row, d, eps);
+        scale_row(row, w, w_is_bf16, d, inverse_rms, lane_id(), WARP, normed + warp * d);
+    }
+    __syncthreads();
 }
 
 /* ---- the inner loop ---- */
 
 /* This warp's sums of `rows` rows times `columns` columns, left as warp_sums leaves them: number
- * r * columns + c. x[r] points to a row; w_at[c] is the first element of a weight row in w. */
-template <int rows, int columns, bool is_bf16>
+ * r * columns + c. x[r] points to a row; w_at[c] is the first element of a weight row in w.
+ * Few rows are bound by latency: the weights of several steps are under way at once. */
+template <int rows, int columns, bool is_bf16, bool vector>
 static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows], const void *w,
-                                                  const size_t (&w_at)[columns], uint32_t d_in,
-                                                  bool vector)
+                                                  const size_t (&w_at)[columns], uint32_t d_in)
 {
+    constexpr uint32_t steps = !vector || (rows > 1 && columns > 1) ? 1
+                               : columns > 1                        ? 2
+                               : rows == 1                          ? 4
+                               : is_bf16                            ? 3
+                                                                    : 1;
     float sum[rows * columns];
 #pragma unroll
     for (int i = 0; i < rows * columns; i++) {
         sum[i] = 0.0f;
     }
-#pragma unroll(rows == 1 ? 8 : 1)
-    for (uint32_t i = lane_id() * VECTOR; i < d_in; i += WARP * VECTOR) {
-        float wv[columns][VECTOR];
+#pragma unroll 1
+    for (uint32_t first = lane_id() * VECTOR; first < d_in; first += steps * WARP * VECTOR) {
+        weights8<is_bf16, vector> wv[steps][columns];
 #pragma unroll
-        for (int c = 0; c < columns; c++) {
-            load_weights<is_bf16>(wv[c], w, w_at[c] + i, d_in - i, vector);
+        for (uint32_t n = 0; n < steps; n++) {
+            const uint32_t i = first + n * WARP * VECTOR;
+#pragma unroll
+            for (int c = 0; c < columns; c++) {
+                wv[n][c].load(w, w_at[c] + i, i < d_in ? d_in - i : 0);
+            }
         }
 #pragma unroll
-        for (int r = 0; r < rows; r++) {
-            float xv[VECTOR];
-            load_floats(xv, x[r], i, d_in - i, vector);
+        for (uint32_t n = 0; n < steps; n++) {
+            const uint32_t i = first + n * WARP * VECTOR;
 #pragma unroll
-            for (int k = 0; k < VECTOR; k++) {
+            for (int r = 0; r < rows; r++) {
+                float xv[VECTOR];
+                load_floats<vector>(xv, x[r], i, i < d_in ? d_in - i : 0);
 #pragma unroll
-                for (int c = 0; c < columns; c++) {
-                    sum[r * columns + c] = fmaf(xv[k], wv[c][k], sum[r * columns + c]);
+                for (int k = 0; k < VECTOR; k++) {
+#pragma unroll
+                    for (int c = 0; c < columns; c++) {
+                        sum[r * columns + c] = fmaf(xv[k], wv[n][c].at(k), sum[r * columns + c]);
+                    }
                 }
             }
         }

@@ -55,6 +55,7 @@ static __device__ candidate block_best(candidate c)
 static __global__ void __launch_bounds__(THREADS)
     argmax_kernel(krn_argmax_args a, krn_cuda_scratch *scratch)
 {
+    begin_kernel();
     const uint32_t row = blockIdx.x, n_parts = gridDim.y;
     const float *logits = a.logits + (size_t)row * a.vocab;
     candidate best = {CUDART_NAN_F, NOTHING};
@@ -64,25 +65,31 @@ static __global__ void __launch_bounds__(THREADS)
         best = better(best, mine);
     }
     best = block_best(best);
-    if (threadIdx.x != 0) {
-        return;
+    if (threadIdx.x >= WARP) {
+        return; /* whole warps; no barrier follows */
     }
-    if (n_parts > 1) {
+    if (n_parts > 1) { /* KRN_CUDA_SPLITS of them, a lane for each */
         volatile candidate *part = scratch->split[row];
-        part[blockIdx.y].value = best.value;
-        part[blockIdx.y].index = best.index;
-        __threadfence();
-        if (atomicInc(&scratch->split_ticket[row], n_parts - 1) != n_parts - 1) {
+        uint32_t ticket = 0;
+        if (lane_id() == 0) {
+            part[blockIdx.y].value = best.value;
+            part[blockIdx.y].index = best.index;
+            __threadfence();
+            ticket = atomicInc(&scratch->split_ticket[row], n_parts - 1);
+        }
+        if (__shfl_sync(WHOLE_WARP, ticket, 0) != n_parts - 1) {
             return;
         }
         __threadfence();
-        for (uint32_t p = 0; p < n_parts; p++) {
-            const candidate other = {part[p].value, part[p].index};
-            best = better(best, other);
-        }
+        const candidate mine = {part[lane_id()].value, part[lane_id()].index};
+        best = warp_best(mine);
     }
-    a.out[row] = isnan(best.value) ? 0 : (int32_t)best.index;
+    if (lane_id() == 0) {
+        a.out[row] = isnan(best.value) ? 0 : (int32_t)best.index;
+    }
 }
+
+static_assert((int)KRN_CUDA_SPLITS == (int)WARP, "a lane for each part of a row");
 
 extern "C" moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, moe_err *err)
 {
@@ -94,6 +101,6 @@ extern "C" moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, m
         return st;
     }
     const dim3 grid(a->n_rows, a->n_rows <= KRN_CUDA_SPLIT_ROWS ? KRN_CUDA_SPLITS : 1);
-    argmax_kernel<<<grid, THREADS, 0, s->handle>>>(*a, s->scratch);
+    krn_cuda_launch(s, argmax_kernel, grid, THREADS, 0, *a, s->scratch);
     return krn_cuda_launched(err, "argmax");
 }

@@ -1,31 +1,34 @@
 /* attention_cuda.cu - softmax attention of each row over its own sequence's cache.
  *
- * One block of 16 warps per (row, head). Warp w takes positions 8w + 128n + (0..7), n rising
- * (groups of fewer for d_head over 64): a lane holds d_head / 32 dims of the query, keys and values
- * of a group are under way at once (a decode step waits for memory, little else), and a running
- * maximum, sum and weighted values are carried. At the end the warps are merged in order. The split
+ * One block of 8 warps per (row, head). Warp w takes positions 32w + 256n + (0..31), n rising. For
+ * the scores a lane is a position, for the sum of values it is dims l, l + 32, ...; loads of a
+ * whole step are under way at once (a decode step waits for memory, little else). A running
+ * maximum, sum and weighted values are carried; at the end the warps are merged in order. The split
  * depends on positions alone, so a row's result depends neither on other rows nor on whether this
- * is a prefill or a decode step. Shared memory: 16 * (d_head + 2) floats, 17 KB at most. Cost:
- * reads k and v once per row and head, from the second-level cache when several rows share a
- * sequence.
+ * is a prefill or a decode step. Shared memory: 9 * d_head floats, 9.2 KB at most. Cost: reads k
+ * and v once per row and head, from the second-level cache when several rows share a sequence.
  */
 #include "kernels/backend/device_math.cuh"
 
-enum { WARPS = 16, THREADS = WARPS * WARP };
+enum { WARPS = 8, THREADS = WARPS * WARP, PIECE = 64 /* dims of keys that are loaded at once */ };
 
-/* Positions a warp takes at once: as many as fit the registers. */
-template <int dims> struct group {
-    static constexpr uint32_t size = dims <= 2 ? 8 : 16 / dims;
+/* What a block knows of its row before the kernel before has ended: step inputs. */
+struct row_place {
+    uint32_t t, head, n_visible;
+    int32_t pos;
+    size_t first; /* row of the cache that position 0 is in */
 };
 
-static __device__ __forceinline__ uint32_t visible_positions(const krn_attention_args &a,
-                                                             uint32_t t)
+static __device__ __forceinline__ row_place place_of(const krn_attention_args &a, uint32_t t,
+                                                     uint32_t head)
 {
-    int32_t len = a.kv_len[a.row_seq[t]];
-    if (a.causal && a.row_pos[t] + 1 < len) {
-        len = a.row_pos[t] + 1;
+    const int32_t seq = a.row_seq[t], pos = a.row_pos[t];
+    int32_t len = a.kv_len[seq];
+    if (a.causal && pos + 1 < len) {
+        len = pos + 1;
     }
-    return len > 0 ? (uint32_t)len : 0;
+    row_place p = {t, head, len > 0 ? (uint32_t)len : 0, pos, (size_t)a.kv_off[seq]};
+    return p;
 }
 
 static __device__ __forceinline__ float bias_of(const krn_attention_args &a, uint32_t head,
@@ -36,104 +39,159 @@ static __device__ __forceinline__ float bias_of(const krn_attention_args &a, uin
     return a.rel_bias[(size_t)head * (2 * a.bias_half + 1) + (size_t)(clamped + half)];
 }
 
-/* Row t's own key and value of this head go where the cache keeps them. */
-static __device__ __forceinline__ void keep_new(const krn_attention_args &a, uint32_t t,
-                                                uint32_t head)
+/* Asks for the keys and values of a decode step, which lie in the cache already. */
+static __device__ __forceinline__ void prefetch_cache(const krn_attention_args &a,
+                                                      const row_place &p)
 {
-    const size_t at_head = (size_t)head * a.d_head, from = (size_t)t * a.q_stride + at_head;
-    const size_t to = (size_t)(a.kv_off[a.row_seq[t]] + a.row_pos[t]) * a.kv_stride + at_head;
+    for (uint32_t j = threadIdx.x; j < p.n_visible; j += THREADS) {
+        const size_t at = (p.first + j) * a.kv_stride + (size_t)p.head * a.d_head;
+        for (uint32_t d = 0; d < a.d_head; d += LINE / sizeof(float)) {
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(a.k + at + d));
+            asm volatile("prefetch.global.L2 [%0];" ::"l"(a.v + at + d));
+        }
+    }
+}
+
+/* The row's own key and value of this head go where the cache keeps them. */
+static __device__ __forceinline__ void keep_new(const krn_attention_args &a, const row_place &p)
+{
+    const size_t at_head = (size_t)p.head * a.d_head, from = (size_t)p.t * a.q_stride + at_head;
+    const size_t to = (p.first + (size_t)p.pos) * a.kv_stride + at_head;
     for (uint32_t d = threadIdx.x; d < a.d_head; d += THREADS) {
         a.k[to + d] = a.new_k[from + d];
         a.v[to + d] = a.new_v[from + d];
     }
-    __syncthreads();
 }
 
-/* What a warp has seen so far: out = sum of exp(score - largest) * v, over lanes and `dims`. */
+/* The row's own key or value need not have been kept yet where it is read; others lie in the cache.
+ */
+static __device__ __forceinline__ const float *row_at(const krn_attention_args &a,
+                                                      const row_place &p, const float *cache,
+                                                      const float *new_rows, uint32_t position)
+{
+    const size_t at_head = (size_t)p.head * a.d_head;
+    return new_rows != NULL && position == (uint32_t)p.pos
+               ? new_rows + (size_t)p.t * a.q_stride + at_head
+               : cache + (p.first + position) * a.kv_stride + at_head;
+}
+
+/* q . k by one lane: dims in four interleaved sums. q is in shared memory, zero past d_head. */
+template <bool vector>
+static __device__ __forceinline__ float dot_row(const float *q, const float *k, uint32_t d_head)
+{
+    float sum[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+    if constexpr (!vector) {
+        for (uint32_t d = 0; d < d_head; d++) {
+            sum[d % 4] = fmaf(q[d], k[d], sum[d % 4]);
+        }
+    } else {
+        const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 1
+        for (uint32_t first = 0; first < d_head; first += PIECE) {
+            float4 piece[PIECE / 4];
+#pragma unroll
+            for (uint32_t i = 0; i < PIECE / 4; i++) {
+                const uint32_t d = first + 4 * i;
+                piece[i] = d < d_head ? *(const float4 *)(k + d) : zero;
+            }
+#pragma unroll
+            for (uint32_t i = 0; i < PIECE / 4; i++) {
+                const float4 qv = *(const float4 *)(q + first + 4 * i);
+                sum[0] = fmaf(qv.x, piece[i].x, sum[0]);
+                sum[1] = fmaf(qv.y, piece[i].y, sum[1]);
+                sum[2] = fmaf(qv.z, piece[i].z, sum[2]);
+                sum[3] = fmaf(qv.w, piece[i].w, sum[3]);
+            }
+        }
+    }
+    return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
+/* What a warp has seen so far: out = sum of exp(score - largest) * v, over lanes and `dims`; sum is
+ * a lane's own part. */
 template <int dims> struct partial {
     float largest, sum, out[dims];
 };
 
-/* A group's positions from j; past the end: the last position again. */
+/* out += weight * v over positions j .. j + n, n <= 32; lane l holds the weight of position j + l.
+ */
 template <int dims>
-static __device__ __forceinline__ void load_group(const krn_attention_args &a, const float *rows,
-                                                  size_t row0, uint32_t j, uint32_t n_visible,
-                                                  float (&out)[group<dims>::size][dims])
+static __device__ __forceinline__ void add_values(const krn_attention_args &a, const row_place &p,
+                                                  uint32_t j, uint32_t n, float weight,
+                                                  float (&out)[dims])
 {
+    constexpr uint32_t batch = dims <= 2 ? 16 : 32 / dims; /* under way at once */
+#pragma unroll 1
+    for (uint32_t first = 0; first < n; first += batch) {
+        float v[batch][dims];
 #pragma unroll
-    for (uint32_t g = 0; g < group<dims>::size; g++) {
-        const float *at = rows + (row0 + min(j + g, n_visible - 1)) * a.kv_stride;
+        for (uint32_t g = 0; g < batch; g++) { /* past the end: the last again, with weight 0 */
+            const float *row = row_at(a, p, a.v, a.new_v, j + min(first + g, n - 1));
 #pragma unroll
-        for (uint32_t i = 0; i < dims; i++) {
-            const uint32_t d = lane_id() + i * WARP;
-            out[g][i] = d < a.d_head ? at[d] : 0.0f;
+            for (uint32_t i = 0; i < dims; i++) {
+                const uint32_t d = lane_id() + i * WARP;
+                v[g][i] = d < a.d_head ? row[d] : 0.0f;
+            }
+        }
+#pragma unroll
+        for (uint32_t g = 0; g < batch; g++) {
+            const float its_weight = __shfl_sync(WHOLE_WARP, weight, first + g);
+#pragma unroll
+            for (uint32_t i = 0; i < dims; i++) {
+                out[i] = fmaf(its_weight, v[g][i], out[i]);
+            }
         }
     }
 }
 
-/* Takes a group's positions from j, those below n_visible. */
-template <int dims>
-static __device__ __forceinline__ void take_group(const krn_attention_args &a, uint32_t t,
-                                                  uint32_t head, uint32_t j, uint32_t n_visible,
-                                                  const float (&q)[dims], partial<dims> &p)
+/* Takes positions j .. j+32, those below n_visible. */
+template <int dims, bool vector>
+static __device__ __forceinline__ void take_positions(const krn_attention_args &a,
+                                                      const row_place &p, uint32_t j,
+                                                      const float *q, partial<dims> &sofar)
 {
-    const size_t row0 = (size_t)a.kv_off[a.row_seq[t]], at_head = (size_t)head * a.d_head;
-    constexpr uint32_t GROUP = group<dims>::size;
-    float k[GROUP][dims], v[GROUP][dims], score[GROUP];
-    load_group<dims>(a, a.k + at_head, row0, j, n_visible, k);
-    load_group<dims>(a, a.v + at_head, row0, j, n_visible, v);
-    float largest = p.largest;
-#pragma unroll
-    for (uint32_t g = 0; g < GROUP; g++) {
-        score[g] = 0.0f;
-#pragma unroll
-        for (uint32_t i = 0; i < dims; i++) {
-            score[g] = fmaf(q[i], k[g][i], score[g]);
-        }
-        score[g] = warp_sum(score[g]);
-        if (a.rel_bias != NULL) {
-            score[g] += bias_of(a, head, (int32_t)(j + g) - a.row_pos[t]);
-        }
-        largest = j + g < n_visible ? fmaxf(largest, score[g]) : largest;
-    }
-    const float shrink = expf(p.largest - largest);
-    p.largest = largest;
-    p.sum *= shrink;
+    const uint32_t n = min(p.n_visible - j, (uint32_t)WARP);
+    const uint32_t position = j + min(lane_id(), n - 1);
+    const float bias = a.rel_bias != NULL ? bias_of(a, p.head, (int32_t)position - p.pos) : 0.0f;
+    const float score = dot_row<vector>(q, row_at(a, p, a.k, a.new_k, position), a.d_head) + bias;
+    const float largest = fmaxf(sofar.largest, warp_max(score));
+    const float shrink = expf(sofar.largest - largest);
+    const float weight = lane_id() < n ? expf(score - largest) : 0.0f;
+    sofar.largest = largest;
+    sofar.sum = sofar.sum * shrink + weight;
 #pragma unroll
     for (uint32_t i = 0; i < dims; i++) {
-        p.out[i] *= shrink;
+        sofar.out[i] *= shrink;
     }
-#pragma unroll
-    for (uint32_t g = 0; g < GROUP; g++) {
-        const float weight = j + g < n_visible ? expf(score[g] - largest) : 0.0f;
-        p.sum += weight;
-#pragma unroll
-        for (uint32_t i = 0; i < dims; i++) {
-            p.out[i] = fmaf(weight, v[g][i], p.out[i]);
-        }
-    }
+    add_values<dims>(a, p, j, n, weight, sofar.out);
 }
 
-template <int dims>
-static __global__ void __launch_bounds__(THREADS) attention_kernel(krn_attention_args a)
+template <int dims, bool vector>
+static __global__ void __launch_bounds__(THREADS, 2) attention_kernel(krn_attention_args a)
 {
+    constexpr uint32_t q_dims = dims * WARP > PIECE ? dims * WARP : PIECE;
     __shared__ float largest_of[WARPS], sum_of[WARPS], out_of[WARPS][dims * WARP];
+    __shared__ __align__(16) float q[q_dims];
     const uint32_t t = blockIdx.x, head = blockIdx.y, warp = threadIdx.x / WARP;
-    const uint32_t n_visible = visible_positions(a, t);
     partial<dims> p = {-CUDART_INF_F, 0.0f, {0.0f}};
-    float q[dims];
+    let_next_begin();
+    const row_place place = place_of(a, t, head);
     if (a.new_k != NULL) {
-        keep_new(a, t, head);
+        prefetch_cache(a, place);
     }
-#pragma unroll
-    for (uint32_t i = 0; i < dims; i++) { /* q[t, head, :] */
-        const uint32_t d = lane_id() + i * WARP;
-        q[i] = d < a.d_head ? a.q[(size_t)t * a.q_stride + (size_t)head * a.d_head + d] : 0.0f;
+    await_previous();
+    if (threadIdx.x < q_dims) {
+        const size_t row = (size_t)t * a.q_stride + (size_t)head * a.d_head;
+        q[threadIdx.x] = threadIdx.x < a.d_head ? a.q[row + threadIdx.x] : 0.0f;
     }
-    constexpr uint32_t GROUP = group<dims>::size;
-    for (uint32_t j = warp * GROUP; j < n_visible; j += WARPS * GROUP) {
-        take_group<dims>(a, t, head, j, n_visible, q, p);
+    __syncthreads();
+    for (uint32_t j = warp * WARP; j < place.n_visible; j += THREADS) {
+        take_positions<dims, vector>(a, place, j, q, p);
     }
+    if (a.new_k != NULL) {
+        keep_new(a, place);
+    }
+    p.sum = warp_sum(p.sum);
     if (lane_id() == 0) {
         largest_of[warp] = p.largest;
         sum_of[warp] = p.sum;
@@ -143,24 +201,45 @@ static __global__ void __launch_bounds__(THREADS) attention_kernel(krn_attention
         out_of[warp][lane_id() + i * WARP] = p.out[i];
     }
     __syncthreads();
-    float largest = -CUDART_INF_F, sum = 0.0f;
+    const uint32_t d = threadIdx.x; /* whole warps, and as many as there are dims */
+    if (d >= dims * WARP) {
+        return;
+    }
+    const uint32_t from = lane_id() % WARPS; /* lane l looks at warp l % 8 */
+    const float its_largest = largest_of[from], largest = warp_max(its_largest);
+    /* a warp without positions has nothing to add */
+    const float its_weight = sum_of[from] != 0.0f ? expf(its_largest - largest) : 0.0f;
+    const float its_sum = its_weight * sum_of[from];
+    float sum = 0.0f, out = 0.0f;
+#pragma unroll
     for (int w = 0; w < WARPS; w++) {
-        largest = fmaxf(largest, largest_of[w]);
+        sum += __shfl_sync(WHOLE_WARP, its_sum, w);
+        out += __shfl_sync(WHOLE_WARP, its_weight, w) * out_of[w][d];
     }
-    float weight[WARPS];
-#pragma unroll
-    for (int w = 0; w < WARPS; w++) { /* a warp without positions has nothing to add */
-        weight[w] = sum_of[w] != 0.0f ? expf(largest_of[w] - largest) : 0.0f;
-        sum += weight[w] * sum_of[w];
+    if (d < a.d_head) {
+        a.out[((size_t)t * a.n_heads + head) * a.d_head + d] =
+            place.n_visible > 0 ? out / sum : 0.0f;
     }
-    float *to = a.out + ((size_t)t * a.n_heads + head) * a.d_head;
-    for (uint32_t d = threadIdx.x; d < a.d_head; d += THREADS) {
-        float out = 0.0f;
-#pragma unroll
-        for (int w = 0; w < WARPS; w++) {
-            out += weight[w] * out_of[w][d];
-        }
-        to[d] = n_visible > 0 ? out / sum : 0.0f;
+}
+
+static bool rows_are_aligned(const krn_attention_args *a)
+{
+    const uintptr_t all = (uintptr_t)a->k | (uintptr_t)a->new_k;
+    return all % 16 == 0 && a->d_head % 4 == 0 && a->kv_stride % 4 == 0 &&
+           (a->new_k == NULL || a->q_stride % 4 == 0);
+}
+
+template <bool vector> static void launch(const krn_stream *s, const krn_attention_args *a)
+{
+    const dim3 grid(a->n_rows, a->n_heads);
+    if (a->d_head <= WARP) {
+        krn_cuda_launch(s, attention_kernel<1, vector>, grid, THREADS, 0, *a);
+    } else if (a->d_head <= 2 * WARP) {
+        krn_cuda_launch(s, attention_kernel<2, vector>, grid, THREADS, 0, *a);
+    } else if (a->d_head <= 4 * WARP) {
+        krn_cuda_launch(s, attention_kernel<4, vector>, grid, THREADS, 0, *a);
+    } else {
+        krn_cuda_launch(s, attention_kernel<KRN_MAX_D_HEAD / WARP, vector>, grid, THREADS, 0, *a);
     }
 }
 
@@ -173,15 +252,10 @@ extern "C" moe_status krn_cuda_attention(krn_stream *s, const krn_attention_args
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    const dim3 grid(a->n_rows, a->n_heads);
-    if (a->d_head <= WARP) {
-        attention_kernel<1><<<grid, THREADS, 0, s->handle>>>(*a);
-    } else if (a->d_head <= 2 * WARP) {
-        attention_kernel<2><<<grid, THREADS, 0, s->handle>>>(*a);
-    } else if (a->d_head <= 4 * WARP) {
-        attention_kernel<4><<<grid, THREADS, 0, s->handle>>>(*a);
+    if (rows_are_aligned(a)) {
+        launch<true>(s, a);
     } else {
-        attention_kernel<KRN_MAX_D_HEAD / WARP><<<grid, THREADS, 0, s->handle>>>(*a);
+        launch<false>(s, a);
     }
     return krn_cuda_launched(err, "attention");
 }

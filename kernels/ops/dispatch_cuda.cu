@@ -6,6 +6,7 @@
 static __global__ void __launch_bounds__(SORT_THREADS) dispatch_kernel(krn_dispatch_args a)
 {
     __shared__ sort_memory shared;
+    begin_kernel();
     sort_pairs(a, shared);
 }
 
@@ -18,6 +19,6 @@ extern "C" moe_status krn_cuda_dispatch(krn_stream *s, const krn_dispatch_args *
     if (st != MOE_OK) {
         return st;
     }
-    dispatch_kernel<<<1, SORT_THREADS, 0, s->handle>>>(*a);
+    krn_cuda_launch(s, dispatch_kernel, 1, SORT_THREADS, 0, *a);
     return krn_cuda_launched(err, "dispatch");
 }

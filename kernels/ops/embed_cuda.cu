@@ -6,6 +6,7 @@ enum { THREADS = 128 };
 
 template <bool is_bf16> static __global__ void embed_kernel(krn_embed_args a)
 {
+    begin_kernel();
     const uint32_t t = blockIdx.x;
     const size_t row = (size_t)a.ids[t] * a.d_model; /* table[ids[t], :] */
     for (uint32_t i = threadIdx.x; i < a.d_model; i += THREADS) {
@@ -23,9 +24,9 @@ extern "C" moe_status krn_cuda_embed(krn_stream *s, const krn_embed_args *a, moe
         return st;
     }
     if (a->w_dtype == MOE_BF16) {
-        embed_kernel<true><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+        krn_cuda_launch(s, embed_kernel<true>, a->n_rows, THREADS, 0, *a);
     } else {
-        embed_kernel<false><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+        krn_cuda_launch(s, embed_kernel<false>, a->n_rows, THREADS, 0, *a);
     }
     return krn_cuda_launched(err, "embed");
 }

@@ -11,7 +11,7 @@
 #include "kernels/backend/device_math.cuh"
 
 enum { WARPS = 8, THREADS = WARPS * WARP };
-static const uint32_t GROUP = 8 /* rows */, MAX_GRID_GROUPS = 16;
+static constexpr uint32_t GROUP = 8 /* rows */, MAX_PLACES = 64, MAX_GRID_GROUPS = 4;
 
 /* ---- the wave ---- */
 
@@ -63,6 +63,7 @@ static __device__ void sort_entries(const krn_expert_ffn_args &a, krn_cuda_wave 
 static __global__ void stage_wave(krn_expert_ffn_args a, krn_cuda_wave *out)
 {
     __shared__ failed_rows failed;
+    begin_kernel();
     sort_entries(a, out, &failed);
     __syncwarp();
     for (uint32_t f = 0; f < failed.n; f++) {
@@ -89,13 +90,20 @@ typedef struct ffn_pass {
 
 /* Expert number i of those at hand; n is 0 for a place in the middle of an expert's rows. False
  * past the last. */
+template <bool single_row>
 static __device__ __forceinline__ bool expert_at(const ffn_pass &p, uint32_t i,
                                                  krn_cuda_wave_entry &out)
 {
     if (p.wave != NULL) {
-        const bool there = i < p.wave->n;
-        out = there ? p.wave->entry[i] : out;
-        return there;
+        const uint32_t n = p.wave->n;
+        out = p.wave->entry[min(i, KRN_MAX_WAVE_EXPERTS - 1u)];
+        return i < n;
+    }
+    if (single_row) { /* fewer steps from load to load */
+        const int32_t only = p.routing.ids[0];
+        out.weights = only >= 0 ? p.weights_of[only] : NULL;
+        out.n = only >= 0 ? 1 : 0;
+        return i == 0;
     }
     if (i >= (uint32_t)p.routing.offsets[p.n_experts]) {
         return false;
@@ -109,53 +117,69 @@ static __device__ __forceinline__ bool expert_at(const ffn_pass &p, uint32_t i,
 }
 
 /* Rows [row0, row0 + n_rows) of an expert, n_rows <= rows, columns from column0. */
-template <int rows, int columns, bool is_bf16>
+template <int rows, int columns, bool is_bf16, bool single_row, bool vector>
 static __device__ __forceinline__ void compute_rows(const ffn_pass &p,
                                                     const krn_cuda_wave_entry &entry, uint32_t row0,
                                                     uint32_t n_rows, uint32_t column0)
 {
     const float *x[rows];
     size_t w_at[columns];
-    const int32_t *order = p.routing.order + entry.first + row0;
 #pragma unroll
     for (uint32_t r = 0; r < rows; r++) { /* past the end: the last row again, not written */
-        x[r] = p.x + (size_t)order[min(r, n_rows - 1)] * p.d_in;
+        const uint32_t at = entry.first + row0 + min(r, n_rows - 1);
+        x[r] = p.x + (single_row ? 0 : (size_t)p.routing.order[at]) * p.d_in;
     }
 #pragma unroll
     for (uint32_t c = 0; c < columns; c++) {
         w_at[c] = p.w_off + (size_t)min(column0 + c, p.d_out - 1) * p.d_in;
     }
-    const bool vector = p.d_in % VECTOR == 0 && p.w_off % VECTOR == 0 && is_aligned16(p.x) &&
-                        is_aligned16(entry.weights);
-    const float sum = warp_tile<rows, columns, is_bf16>(x, entry.weights, w_at, p.d_in, vector);
-
+    if (rows == 1 && p.weights == NULL) { /* as much of the second matrix is asked for */
+        constexpr size_t element = is_bf16 ? 2 : 4;
+        const size_t second = (size_t)p.d_out * p.d_in + (size_t)column0 * p.d_in;
+        warp_prefetch((const char *)entry.weights + second * element, columns * p.d_in * element);
+    }
     constexpr uint32_t lanes_per_sum = WARP / (rows * columns);
     const uint32_t number = lane_id() / lanes_per_sum;
-    const uint32_t r = number / columns, column = column0 + number % columns;
-    if (lane_id() % lanes_per_sum == 0 && r < n_rows && column < p.d_out) {
-        const size_t row = (size_t)order[r];
-        float *y = p.y + row * p.d_out + column;
-        *y = p.weights == NULL ? activate(p.act, sum) : *y + p.weights[row] * sum;
+    const uint32_t mine = number / columns, column = column0 + number % columns;
+    const bool writes = lane_id() % lanes_per_sum == 0 && mine < n_rows && column < p.d_out;
+    const size_t y_row =
+        single_row ? 0 : (size_t)p.routing.order[entry.first + row0 + min(mine, n_rows - 1)];
+    float *y = p.y + y_row * p.d_out + column;
+    const bool adds = p.weights != NULL && writes; /* these are under way while others come */
+    const float before = adds ? *y : 0.0f, weight = adds ? p.weights[y_row] : 0.0f;
+    const float sum = warp_tile<rows, columns, is_bf16, vector>(x, entry.weights, w_at, p.d_in);
+    if (writes) {
+        *y = p.weights == NULL ? activate(p.act, sum) : before + weight * sum;
     }
 }
 
-template <int columns, bool is_bf16>
-static __global__ void __launch_bounds__(THREADS, 2) ffn_kernel(ffn_pass p)
+/* Kinds of kernels, each with as little code as will do. */
+enum ffn_kind {
+    ONE_ROW,   /* the step has one row: more blocks fit a multiprocessor */
+    FEW_ROWS,  /* one column a warp */
+    MANY_ROWS, /* four columns a warp */
+    UNALIGNED  /* rows that are no whole vectors */
+};
+
+template <ffn_kind kind, bool is_bf16>
+static __global__ void __launch_bounds__(THREADS, kind == ONE_ROW ? 4 : 2) ffn_kernel(ffn_pass p)
 {
+    constexpr bool single_row = kind == ONE_ROW, vector = kind != UNALIGNED;
+    constexpr int columns = kind == MANY_ROWS ? 4 : 1, rows = single_row ? 1 : GROUP;
     const uint32_t column0 = (blockIdx.x * WARPS + threadIdx.x / WARP) * columns;
     krn_cuda_wave_entry entry = {NULL, 0, 0};
+    begin_kernel();
     if (column0 >= p.d_out) {
         return; /* a whole warp, and there is no block-wide barrier */
     }
-    for (uint32_t i = blockIdx.y; expert_at(p, i, entry); i += gridDim.y) {
-        for (uint32_t row0 = blockIdx.z * GROUP; row0 < entry.n; row0 += gridDim.z * GROUP) {
-            const uint32_t n_rows = min(entry.n - row0, GROUP);
-            if (n_rows > 4) {
-                compute_rows<8, columns, is_bf16>(p, entry, row0, n_rows, column0);
-            } else if (n_rows > 1) {
-                compute_rows<4, columns, is_bf16>(p, entry, row0, n_rows, column0);
+    for (uint32_t i = blockIdx.y; expert_at<single_row>(p, i, entry); i += gridDim.y) {
+        for (uint32_t row0 = blockIdx.z * rows; row0 < entry.n; row0 += gridDim.z * rows) {
+            const uint32_t n_rows = min(entry.n - row0, (uint32_t)rows);
+            if (rows > 1 && n_rows == 1) {
+                compute_rows<1, columns, is_bf16, single_row, vector>(p, entry, row0, 1, column0);
             } else {
-                compute_rows<1, columns, is_bf16>(p, entry, row0, n_rows, column0);
+                compute_rows<rows, columns, is_bf16, single_row, vector>(p, entry, row0, n_rows,
+                                                                         column0);
             }
         }
     }
@@ -173,28 +197,39 @@ static uint32_t smaller(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-template <int columns, bool is_bf16>
-static void launch_pass(const krn_stream *s, const ffn_pass *p, uint32_t n_rows, uint32_t n_places)
+template <ffn_kind kind, bool is_bf16>
+static void launch_kind(const krn_stream *s, const ffn_pass *p, uint32_t n_rows, uint32_t n_places)
 {
-    const dim3 grid(ceil_div(p->d_out, WARPS * columns), n_places,
+    const dim3 grid(ceil_div(p->d_out, WARPS * (kind == MANY_ROWS ? 4 : 1)), n_places,
                     smaller(ceil_div(n_rows, GROUP), MAX_GRID_GROUPS));
-    ffn_kernel<columns, is_bf16><<<grid, THREADS, 0, s->handle>>>(*p);
+    krn_cuda_launch(s, ffn_kernel<kind, is_bf16>, grid, THREADS, 0, *p);
+}
+
+/* Cells are aligned; the second matrix is if the first is whole vectors. */
+template <bool is_bf16>
+static void launch_rows(const krn_stream *s, const ffn_pass *p, uint32_t n_rows, uint32_t n_places)
+{
+    if (p->d_in % VECTOR != 0 || p->w_off % VECTOR != 0 || (uintptr_t)p->x % 16 != 0) {
+        launch_kind<UNALIGNED, is_bf16>(s, p, n_rows, n_places);
+    } else if (n_rows == 1) {
+        launch_kind<ONE_ROW, is_bf16>(s, p, n_rows, 1);
+    } else if (n_rows <= GROUP) {
+        launch_kind<FEW_ROWS, is_bf16>(s, p, n_rows, n_places);
+    } else {
+        launch_kind<MANY_ROWS, is_bf16>(s, p, n_rows, n_places);
+    }
 }
 
 static void launch(const krn_stream *s, const krn_expert_ffn_args *a, const ffn_pass *p)
 {
-    /* At least one row for an expert to count; without a wave, a place for each row. */
-    const uint32_t n_places = a->wave != NULL
-                                  ? smaller(smaller(a->n_experts, a->n_rows), KRN_MAX_WAVE_EXPERTS)
-                                  : a->n_rows;
-    const bool few =
-        a->n_rows <= GROUP; /* a decode step: more warps rather than more columns each */
+    /* At least one row for an expert to count; without a wave, a place for each row. What does not
+     * fit the grid is met by striding: blocks that find nothing to do cost, too. */
+    const uint32_t bound = a->wave != NULL && a->max_experts > 0 ? a->max_experts : a->n_rows;
+    const uint32_t n_places = smaller(smaller(bound, a->n_rows), MAX_PLACES);
     if (a->w_dtype == MOE_BF16) {
-        few ? launch_pass<1, true>(s, p, a->n_rows, n_places)
-            : launch_pass<4, true>(s, p, a->n_rows, n_places);
+        launch_rows<true>(s, p, a->n_rows, n_places);
     } else {
-        few ? launch_pass<1, false>(s, p, a->n_rows, n_places)
-            : launch_pass<4, false>(s, p, a->n_rows, n_places);
+        launch_rows<false>(s, p, a->n_rows, n_places);
     }
 }
 
@@ -225,7 +260,7 @@ extern "C" moe_status krn_cuda_expert_ffn(krn_stream *s, const krn_expert_ffn_ar
     wo.d_in = a->d_ff;
     wo.d_out = a->d_model;
     if (a->wave != NULL) {
-        stage_wave<<<1, WARP, 0, s->handle>>>(*a, &s->scratch->wave);
+        krn_cuda_launch(s, stage_wave, 1, WARP, 0, *a, &s->scratch->wave);
     }
     launch(s, a, &wi);
     launch(s, a, &wo);

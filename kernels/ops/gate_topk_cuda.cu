@@ -9,16 +9,16 @@
 
 enum { WARPS = 16, THREADS = WARPS * WARP };
 
-template <bool is_bf16>
+template <bool is_bf16, bool vector>
 static __global__ void __launch_bounds__(THREADS) gate_topk_kernel(krn_gate_topk_args a)
 {
     __shared__ float logit[KRN_MAX_EXPERTS];
+    begin_kernel();
     const uint32_t t = blockIdx.x;
     const float *const x[1] = {a.h + (size_t)t * a.d_model};
-    const bool vector = a.d_model % VECTOR == 0 && is_aligned16(x[0]) && is_aligned16(a.w);
     for (uint32_t e = threadIdx.x / WARP; e < a.n_experts; e += WARPS) {
         const size_t w_at[1] = {(size_t)e * a.d_model};
-        const float sum = warp_tile<1, 1, is_bf16>(x, a.w, w_at, a.d_model, vector);
+        const float sum = warp_tile<1, 1, is_bf16, vector>(x, a.w, w_at, a.d_model);
         if (lane_id() == 0) {
             logit[e] = sum;
         }
@@ -26,6 +26,16 @@ static __global__ void __launch_bounds__(THREADS) gate_topk_kernel(krn_gate_topk
     __syncthreads();
     if (threadIdx.x < WARP) {
         choose_experts(a, t, logit);
+    }
+}
+
+template <bool is_bf16>
+static void launch(const krn_stream *s, const krn_gate_topk_args *a, bool vector)
+{
+    if (vector) {
+        krn_cuda_launch(s, gate_topk_kernel<is_bf16, true>, a->n_rows, THREADS, 0, *a);
+    } else {
+        krn_cuda_launch(s, gate_topk_kernel<is_bf16, false>, a->n_rows, THREADS, 0, *a);
     }
 }
 
@@ -38,10 +48,12 @@ extern "C" moe_status krn_cuda_gate_topk(krn_stream *s, const krn_gate_topk_args
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
+    const bool vector =
+        a->d_model % VECTOR == 0 && (uintptr_t)a->h % 16 == 0 && (uintptr_t)a->w % 16 == 0;
     if (a->w_dtype == MOE_BF16) {
-        gate_topk_kernel<true><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+        launch<true>(s, a, vector);
     } else {
-        gate_topk_kernel<false><<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+        launch<false>(s, a, vector);
     }
     return krn_cuda_launched(err, "gate_topk");
 }

@@ -6,6 +6,7 @@ enum { THREADS = 128 };
 
 static __global__ void kv_store_kernel(krn_kv_store_args a)
 {
+    begin_kernel();
     const uint32_t t = blockIdx.x;
     const size_t row = (size_t)(a.kv_off[a.row_seq[t]] + a.row_pos[t]);
     for (uint32_t i = threadIdx.x; i < a.width; i += THREADS) {
@@ -22,6 +23,6 @@ extern "C" moe_status krn_cuda_kv_store(krn_stream *s, const krn_kv_store_args *
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    kv_store_kernel<<<a->n_rows, THREADS, 0, s->handle>>>(*a);
+    krn_cuda_launch(s, kv_store_kernel, a->n_rows, THREADS, 0, *a);
     return krn_cuda_launched(err, "kv_store");
 }

@@ -1,12 +1,13 @@
 /* ops_args.h - one args struct and contract per operation; every backend implements all of them.
  *
- * All pointers are device memory unless said otherwise; last dim contiguous. Weights are w_dtype
- * (MOE_F32 or MOE_BF16), activations f32, sums f32.
- * Determinism: the order of additions of one output element depends only on the op's inner dim,
- * never on n_rows or on who shares the call: ids are equal across batches, waves and policies.
- * Threads and errors: a call enqueues and returns; krn_<op>_check() (ops_check.c) validates dims
- * first in every backend and gives MOE_ERR_INVALID naming the dim. n_rows == 0 does nothing (but
- * dispatch still writes its offsets, all 0).
+ * All pointers are device memory unless said otherwise; last dim contiguous. row_seq, row_pos,
+ * kv_off and kv_len are step inputs: no operation writes them, and kernels may read them, and
+ * weights, before the operation submitted before has ended. Weights are w_dtype (MOE_F32 or
+ * MOE_BF16), activations f32, sums f32. Determinism: the order of additions of one output element
+ * depends only on the op's inner dim, never on n_rows or on who shares the call: ids are equal
+ * across batches, waves and policies. Threads and errors: a call enqueues and returns;
+ * krn_<op>_check() (ops_check.c) validates dims first in every backend and gives MOE_ERR_INVALID
+ * naming the dim. n_rows == 0 does nothing (but dispatch still writes its offsets, all 0).
  */
 #ifndef KRN_OPS_ARGS_H
 #define KRN_OPS_ARGS_H
@@ -148,6 +149,7 @@ typedef struct krn_route_args {
  *   device or mapped. One expert a row: top-k above 1 needs sums whose order no wave decides. */
 typedef struct krn_expert_ffn_args {
     uint32_t n_rows, d_model, d_ff, n_experts, w_dtype, act;
+    uint32_t max_experts; /* a wave's entries at most, as far as the host knows; 0: no bound */
     const float *h;
     const krn_wave *wave;
     const void *const *weights_of;

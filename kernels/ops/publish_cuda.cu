@@ -4,6 +4,7 @@
 
 static __global__ void publish_kernel(krn_publish_args a, const int64_t *offset_ns)
 {
+    begin_kernel();
     write_mail(a, offset_ns);
 }
 
@@ -16,6 +17,6 @@ extern "C" moe_status krn_cuda_publish(krn_stream *s, const krn_publish_args *a,
     if (st != MOE_OK) {
         return st;
     }
-    publish_kernel<<<1, WARP, 0, s->handle>>>(*a, s->device->clock.offset_ns);
+    krn_cuda_launch(s, publish_kernel, 1, WARP, 0, *a, s->device->clock.offset_ns);
     return krn_cuda_launched(err, "publish");
 }

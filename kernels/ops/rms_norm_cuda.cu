@@ -1,14 +1,18 @@
 /* rms_norm_cuda.cu - root-mean-square norm. One warp per row (device_math.cuh), 8 rows a block.
- * Each lane writes only what it read last: x and y may be the same. */
+ * Each lane writes only after all have read: x and y may be the same. */
 #include "kernels/backend/device_math.cuh"
 
 enum { WARPS = 8, THREADS = WARPS * WARP };
 
-static __global__ void __launch_bounds__(THREADS) rms_norm_kernel(krn_rms_norm_args a, bool vector)
+template <bool vector>
+static __global__ void __launch_bounds__(THREADS) rms_norm_kernel(krn_rms_norm_args a)
 {
     const size_t row = blockIdx.x * WARPS + threadIdx.x / WARP;
+    begin_kernel();
     if (row < a.n_rows) {
-        warp_norm(a.x + row * a.d_model, a.w, a.w_dtype == MOE_BF16, a.d_model, a.eps, vector,
+        const float *x = a.x + row * a.d_model;
+        const float inverse_rms = warp_inverse_rms<vector>(x, a.d_model, a.eps);
+        scale_row(x, a.w, a.w_dtype == MOE_BF16, a.d_model, inverse_rms, lane_id(), WARP,
                   a.y + row * a.d_model);
     }
 }
@@ -22,7 +26,11 @@ extern "C" moe_status krn_cuda_rms_norm(krn_stream *s, const krn_rms_norm_args *
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    const bool vector = a->d_model % VECTOR == 0 && (uintptr_t)a->x % 16 == 0;
-    rms_norm_kernel<<<(a->n_rows + WARPS - 1) / WARPS, THREADS, 0, s->handle>>>(*a, vector);
+    const uint32_t n_blocks = (a->n_rows + WARPS - 1) / WARPS;
+    if (a->d_model % VECTOR == 0 && (uintptr_t)a->x % 16 == 0) {
+        krn_cuda_launch(s, rms_norm_kernel<true>, n_blocks, THREADS, 0, *a);
+    } else {
+        krn_cuda_launch(s, rms_norm_kernel<false>, n_blocks, THREADS, 0, *a);
+    }
     return krn_cuda_launched(err, "rms_norm");
 }

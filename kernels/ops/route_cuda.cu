@@ -12,13 +12,13 @@ enum { THREADS = SORT_THREADS, WARPS = THREADS / WARP, ROWS = 8 };
 static const uint32_t MAX_ROWS = 64, MAX_SHARED_BYTES = 40u << 10;
 
 /* One warp: logits of rows x[0..n) and expert e. */
-template <int rows, bool is_bf16>
+template <int rows, bool is_bf16, bool vector>
 static __device__ __forceinline__ void gate_rows(const krn_route_args &a,
                                                  const float *const (&x)[rows], uint32_t row0,
-                                                 uint32_t n, uint32_t e, bool vector)
+                                                 uint32_t n, uint32_t e)
 {
     const size_t w_at[1] = {(size_t)e * a.gate.d_model};
-    const float sum = warp_tile<rows, 1, is_bf16>(x, a.gate.w, w_at, a.gate.d_model, vector);
+    const float sum = warp_tile<rows, 1, is_bf16, vector>(x, a.gate.w, w_at, a.gate.d_model);
     constexpr uint32_t lanes_per_sum = WARP / rows;
     const uint32_t r = lane_id() / lanes_per_sum;
     if (lane_id() % lanes_per_sum == 0 && r < n) {
@@ -27,23 +27,19 @@ static __device__ __forceinline__ void gate_rows(const krn_route_args &a,
 }
 
 /* The block's rows of h: normed into shared memory, or as they are. */
-static __device__ const float *rows_of(const krn_route_args &a, uint32_t row0, uint32_t n,
-                                       bool vector, float *normed)
+template <bool vector>
+static __device__ __forceinline__ const float *rows_of(const krn_route_args &a, uint32_t row0,
+                                                       uint32_t n, float *normed)
 {
-    const uint32_t d = a.gate.d_model, warp = threadIdx.x / WARP;
+    const uint32_t d = a.gate.d_model;
     if (a.norm.x == NULL) {
         return a.gate.h + (size_t)row0 * d;
     }
     __syncthreads(); /* everyone is done with the rows before */
-    if (warp < n) {
-        warp_norm(a.norm.x + (size_t)(row0 + warp) * d, a.norm.w, a.norm.w_dtype == MOE_BF16, d,
-                  a.norm.eps, vector, normed + warp * d);
-    }
-    __syncthreads();
-    if (blockIdx.x == 0) {
-        for (uint32_t i = threadIdx.x; i < n * d; i += THREADS) {
-            a.norm.y[(size_t)row0 * d + i] = normed[i];
-        }
+    block_norm<vector>(a.norm.x + (size_t)row0 * d, a.norm.w, a.norm.w_dtype == MOE_BF16, d,
+                       a.norm.eps, n, normed);
+    for (uint32_t i = threadIdx.x; blockIdx.x == 0 && i < n * d; i += THREADS) {
+        a.norm.y[(size_t)row0 * d + i] = normed[i];
     }
     return normed;
 }
@@ -62,26 +58,31 @@ static __device__ bool is_last_block(uint32_t *ticket)
     return is_last;
 }
 
-template <bool is_bf16>
+/* rows_at_once: 1 leaves room for other kernels' blocks beside it; ROWS for batches. */
+template <int rows_at_once, bool is_bf16, bool vector>
 static __global__ void __launch_bounds__(THREADS)
-    route_kernel(krn_route_args a, bool vector, const int64_t *offset_ns, uint32_t *ticket)
+    route_kernel(krn_route_args a, const int64_t *offset_ns, uint32_t *ticket)
 {
     extern __shared__ float4 dynamic[];
     __shared__ sort_memory sort;
     const uint32_t warp = threadIdx.x / WARP, e = blockIdx.x * WARPS + warp;
-    for (uint32_t row0 = 0; row0 < a.gate.n_rows; row0 += ROWS) {
-        const uint32_t n = min(a.gate.n_rows - row0, (uint32_t)ROWS);
-        const float *h = rows_of(a, row0, n, vector, (float *)dynamic);
-        if (e < a.gate.n_experts && n == 1) {
-            const float *const x[1] = {h};
-            gate_rows<1, is_bf16>(a, x, row0, n, e, vector);
-        } else if (e < a.gate.n_experts) {
-            const float *x[ROWS];
+    constexpr size_t element = is_bf16 ? 2 : 4;
+    let_next_begin();
+    if (e < a.gate.n_experts) {
+        warp_prefetch((const char *)a.gate.w + (size_t)e * a.gate.d_model * element,
+                      a.gate.d_model * element);
+    }
+    await_previous();
+    for (uint32_t row0 = 0; row0 < a.gate.n_rows; row0 += rows_at_once) {
+        const uint32_t n = min(a.gate.n_rows - row0, (uint32_t)rows_at_once);
+        const float *h = rows_of<vector>(a, row0, n, (float *)dynamic);
+        const float *x[rows_at_once];
 #pragma unroll
-            for (uint32_t r = 0; r < ROWS; r++) { /* past the end: the last again, not written */
-                x[r] = h + min(r, n - 1) * a.gate.d_model;
-            }
-            gate_rows<ROWS, is_bf16>(a, x, row0, n, e, vector);
+        for (uint32_t r = 0; r < rows_at_once; r++) { /* past the end: the last, not written */
+            x[r] = h + min(r, n - 1) * a.gate.d_model;
+        }
+        if (e < a.gate.n_experts) {
+            gate_rows<rows_at_once, is_bf16, vector>(a, x, row0, n, e);
         }
     }
     if (!is_last_block(ticket)) {
@@ -105,23 +106,26 @@ static bool fits_one_kernel(const krn_route_args *a)
     return a->gate.n_rows > 0 && a->gate.n_rows <= MAX_ROWS && bytes <= MAX_SHARED_BYTES;
 }
 
-static moe_status launch(krn_stream *s, const krn_route_args *a, moe_err *err)
+template <int rows_at_once, bool is_bf16, bool vector>
+static void launch_rows(const krn_stream *s, const krn_route_args *a)
 {
-    const uint32_t d = a->gate.d_model, n_blocks = (a->gate.n_experts + WARPS - 1) / WARPS;
+    const uint32_t n_blocks = (a->gate.n_experts + WARPS - 1) / WARPS;
+    const size_t row_bytes = a->gate.d_model * sizeof(float);
+    krn_cuda_launch(s, route_kernel<rows_at_once, is_bf16, vector>, n_blocks, THREADS,
+                    a->norm.x != NULL ? rows_at_once * row_bytes : 0, *a,
+                    s->device->clock.offset_ns, &s->scratch->ticket);
+}
+
+template <bool is_bf16> static void launch(const krn_stream *s, const krn_route_args *a)
+{
     const float *x = a->norm.x != NULL ? a->norm.x : a->gate.h;
-    const bool vector = d % VECTOR == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)a->gate.w % 16 == 0;
-    const uint32_t rows = a->gate.n_rows < (uint32_t)ROWS ? a->gate.n_rows : (uint32_t)ROWS;
-    const size_t shared_bytes = a->norm.x != NULL ? rows * d * sizeof(float) : 0;
-    const int64_t *offset_ns = s->device->clock.offset_ns;
-    uint32_t *ticket = &s->scratch->ticket;
-    if (a->gate.w_dtype == MOE_BF16) {
-        route_kernel<true>
-            <<<n_blocks, THREADS, shared_bytes, s->handle>>>(*a, vector, offset_ns, ticket);
+    if (a->gate.d_model % VECTOR != 0 || (uintptr_t)x % 16 != 0 || (uintptr_t)a->gate.w % 16 != 0) {
+        launch_rows<ROWS, is_bf16, false>(s, a);
+    } else if (a->gate.n_rows == 1) {
+        launch_rows<1, is_bf16, true>(s, a);
     } else {
-        route_kernel<false>
-            <<<n_blocks, THREADS, shared_bytes, s->handle>>>(*a, vector, offset_ns, ticket);
+        launch_rows<ROWS, is_bf16, true>(s, a);
     }
-    return krn_cuda_launched(err, "route");
 }
 
 static moe_status launch_each(krn_stream *s, const krn_route_args *a, moe_err *err)
@@ -148,5 +152,13 @@ extern "C" moe_status krn_cuda_route(krn_stream *s, const krn_route_args *a, moe
     if (st != MOE_OK) {
         return st;
     }
-    return fits_one_kernel(a) ? launch(s, a, err) : launch_each(s, a, err);
+    if (!fits_one_kernel(a)) {
+        return launch_each(s, a, err);
+    }
+    if (a->gate.w_dtype == MOE_BF16) {
+        launch<true>(s, a);
+    } else {
+        launch<false>(s, a);
+    }
+    return krn_cuda_launched(err, "route");
 }

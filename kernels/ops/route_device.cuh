@@ -31,59 +31,65 @@ static __device__ __forceinline__ choice warp_best(choice c)
     return c;
 }
 
-enum { EXPERTS_PER_LANE = KRN_MAX_EXPERTS / WARP };
-
-/* p[i] of expert lane + 32 i from logit[n_experts], volatile since other blocks may have written
- * it; -1 where there is no expert. False when it is not a number. */
-static __device__ __forceinline__ bool softmax(const volatile float *logit, uint32_t n_experts,
-                                               float (&p)[EXPERTS_PER_LANE])
+/* exp(logit - largest) of expert lane + 32 i, -1 where there is no expert; returns their sum.
+ * volatile: other blocks may have written the logits. */
+template <int per_lane>
+static __device__ __forceinline__ float exponentials(const volatile float *logit,
+                                                     uint32_t n_experts, float (&p)[per_lane])
 {
     float largest = -CUDART_INF_F, sum = 0.0f;
 #pragma unroll
-    for (uint32_t i = 0; i < EXPERTS_PER_LANE; i++) {
+    for (uint32_t i = 0; i < per_lane; i++) {
         const uint32_t e = lane_id() + i * WARP;
         p[i] = e < n_experts ? logit[e] : -CUDART_INF_F;
         largest = fmaxf(largest, p[i]);
     }
     largest = warp_max(largest);
 #pragma unroll
-    for (uint32_t i = 0; i < EXPERTS_PER_LANE; i++) {
+    for (uint32_t i = 0; i < per_lane; i++) {
         const uint32_t e = lane_id() + i * WARP;
         p[i] = e < n_experts ? expf(p[i] - largest) : -1.0f;
         sum += e < n_experts ? p[i] : 0.0f;
     }
-    sum = warp_sum(sum);
-#pragma unroll
-    for (uint32_t i = 0; i < EXPERTS_PER_LANE; i++) {
-        p[i] = p[i] >= 0.0f ? p[i] / sum : p[i];
-    }
-    return isfinite(sum);
+    return warp_sum(sum);
 }
 
-/* Row t's top_k from its logits. One total order (probability, then lower expert): no tie depends
- * on lanes. */
-static __device__ void choose_experts(const krn_gate_topk_args &a, uint32_t t,
-                                      const volatile float *logit)
+/* Row t's top_k. One total order (exponential, then lower expert): no tie depends on lanes. */
+template <int per_lane>
+static __device__ __forceinline__ void choose_of(const krn_gate_topk_args &a, uint32_t t,
+                                                 const volatile float *logit)
 {
-    float p[EXPERTS_PER_LANE];
-    const bool is_number = softmax(logit, a.n_experts, p);
+    float p[per_lane];
+    const float sum = exponentials<per_lane>(logit, a.n_experts, p);
+    const bool is_number = isfinite(sum);
+#pragma unroll 1
     for (uint32_t k = 0; k < a.top_k; k++) {
         choice best = {-1.0f, KRN_MAX_EXPERTS};
 #pragma unroll
-        for (uint32_t i = 0; i < EXPERTS_PER_LANE; i++) {
+        for (uint32_t i = 0; i < per_lane; i++) {
             const choice mine = {p[i], lane_id() + i * WARP};
             best = better(best, mine);
         }
         best = warp_best(best);
 #pragma unroll
-        for (uint32_t i = 0; i < EXPERTS_PER_LANE; i++) { /* chosen once */
+        for (uint32_t i = 0; i < per_lane; i++) { /* chosen once */
             p[i] = best.expert == lane_id() + i * WARP ? -1.0f : p[i];
         }
         if (lane_id() == 0) {
             const size_t pair = (size_t)t * a.top_k + k;
             a.out.ids[pair] = (int32_t)(is_number ? best.expert : k);
-            a.out.weights[pair] = is_number ? best.p : CUDART_NAN_F;
+            a.out.weights[pair] = is_number ? best.p / sum : CUDART_NAN_F;
         }
+    }
+}
+
+static __device__ __forceinline__ void choose_experts(const krn_gate_topk_args &a, uint32_t t,
+                                                      const volatile float *logit)
+{
+    if (a.n_experts <= 4 * WARP) { /* as little code as will do: device_math.cuh, loads */
+        choose_of<4>(a, t, logit);
+    } else {
+        choose_of<KRN_MAX_EXPERTS / WARP>(a, t, logit);
     }
 }
 
@@ -188,14 +194,22 @@ static __device__ void sort_pairs(const krn_dispatch_args &a, sort_memory &share
 static __device__ uint32_t list_experts(const krn_publish_args &a, uint16_t *expert)
 {
     uint32_t n = 0;
-    for (uint32_t first = 0; first < a.n_experts; first += WARP) {
-        const uint32_t e = first + lane_id();
-        const bool active = e < a.n_experts && (a.all_experts || a.offsets[e] < a.offsets[e + 1]);
-        const uint32_t all = __ballot_sync(WHOLE_WARP, active);
-        if (active) {
-            expert[n + __popc(all & ((1u << lane_id()) - 1u))] = (uint16_t)e;
+    for (uint32_t first = 0; first < a.n_experts; first += 4 * WARP) {
+        bool active[4];
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) { /* all under way before anything is written */
+            const uint32_t e = first + i * WARP + lane_id();
+            active[i] = e < a.n_experts && (a.all_experts || a.offsets[e] < a.offsets[e + 1]);
         }
-        n += __popc(all);
+#pragma unroll
+        for (uint32_t i = 0; i < 4; i++) {
+            const uint32_t all = __ballot_sync(WHOLE_WARP, active[i]);
+            if (active[i]) {
+                expert[n + __popc(all & ((1u << lane_id()) - 1u))] =
+                    (uint16_t)(first + i * WARP + lane_id());
+            }
+            n += __popc(all);
+        }
     }
     return n;
 }
