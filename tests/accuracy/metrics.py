@@ -11,13 +11,22 @@ WORD = re.compile(rb"[A-Za-z0-9'\x80-\xff]+")
 
 
 def edit_distance(a, b):
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        last = row
-        row = [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(last[j - 1] + (x != y), last[j] + 1, row[-1] + 1))
-    return row[-1]
+    """Myers' way: bit i says whether the distance of a[:i + 1] is one more, or one less, than of a[:i]."""
+    if not a:
+        return len(b)
+    where = {}
+    for i, x in enumerate(a):
+        where[x] = where.get(x, 0) | 1 << i
+    every, last = (1 << len(a)) - 1, 1 << (len(a) - 1)
+    more, less, distance = every, 0, len(a)
+    for y in b:
+        same = where.get(y, 0)
+        diagonal = (((same & more) + more) ^ more) | same | less
+        right_more, right_less = less | ~(diagonal | more) & every, diagonal & more
+        distance += bool(right_more & last) - bool(right_less & last)
+        right_more, right_less = (right_more << 1 | 1) & every, right_less << 1 & every
+        more, less = right_less | ~(diagonal | right_more) & every, diagonal & right_more
+    return distance
 
 
 def character_error_rate(answers, references):

@@ -1,7 +1,8 @@
 """switch.py - a Switch Transformer in PyTorch that can be trained and pre-gated.
 
-Computes what gpu-worker computes (gpu-worker/engine/forward.h), with the tensor names of Hugging Face, so a
-state dict is a checkpoint. Experts are dispatched by sorting: each runs once on its own rows.
+Computes what gpu-worker computes (gpu-worker/engine/forward.h), with the tensor names of Hugging Face
+but for the experts of a block, which are two stacked tensors here and one by one in a checkpoint
+(load_checkpoint, save_checkpoint). Nothing in a training step waits for the device.
 
 Gates of one stack, over its MoE blocks in order, with lookahead n (0: ordinary):
   block b < n          keeps `router` for itself
@@ -12,25 +13,39 @@ token id and at random: what gating is worth at all.
 import json
 import math
 import pathlib
+import re
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
+MASKED = -1e9  # added to attention scores; exact zero after the softmax in f32 and in bf16
+ALIGN = 8      # rows of one expert start at a multiple of it: 16 bytes, what grouped_mm asks for
+SHARD_BYTES = 15 << 20
+
 
 def is_sparse(layer, step):
     return step > 0 and (step == 1 or layer % step == 1)
 
 
+def product_dtype(x):
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class RMSNorm(nn.Module):
+    """In f32; the result has the type that the matrix products use."""
+
     def __init__(self, d_model, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(d_model))
         self.eps = eps
 
     def forward(self, x):
-        return x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + self.eps).to(x.dtype) * self.weight
+        with torch.autocast(x.device.type, enabled=False):
+            h = F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps)
+        return h.to(product_dtype(x))
 
 
 class Attention(nn.Module):
@@ -68,8 +83,11 @@ class Attention(nn.Module):
         def split(t):
             return t.view(t.shape[0], -1, self.heads, self.d_head).transpose(1, 2)
         out = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(memory)), split(self.v(memory)),
-                                             attn_mask=mask.to(x.dtype), scale=1.0)
+                                             attn_mask=mask, scale=1.0)
         return self.o(out.transpose(1, 2).flatten(2))
+
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_new": lambda v: F.gelu(v, approximate="tanh")}
 
 
 class FeedForward(nn.Module):
@@ -77,11 +95,76 @@ class FeedForward(nn.Module):
         super().__init__()
         self.wi = nn.Linear(cfg["d_model"], cfg["d_ff"], bias=False)
         self.wo = nn.Linear(cfg["d_ff"], cfg["d_model"], bias=False)
-        self.act = {"relu": F.relu, "gelu": F.gelu,
-                    "gelu_new": lambda v: F.gelu(v, approximate="tanh")}[cfg["dense_act_fn"]]
+        self.act = ACTIVATIONS[cfg["dense_act_fn"]]
 
     def forward(self, x):
         return self.wo(self.act(self.wi(x)))
+
+
+class Experts(nn.Module):
+    """All feed-forwards of one block. Rows come sorted by expert, ends[e] is where those of e end."""
+
+    grouped = False  # one grouped product for all experts (CUDA, bf16); see use_grouped_products
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.wi = nn.Parameter(torch.empty(cfg["num_experts"], cfg["d_ff"], cfg["d_model"]))
+        self.wo = nn.Parameter(torch.empty(cfg["num_experts"], cfg["d_model"], cfg["d_ff"]))
+        self.act = ACTIVATIONS[cfg["dense_act_fn"]]
+
+    def forward(self, rows, ends):
+        if self.grouped and rows.dtype == torch.bfloat16:
+            product = getattr(F, "grouped_mm", None) or torch._grouped_mm
+            times = lambda x, w: product(x, w.to(x.dtype).transpose(1, 2), offs=ends.int())
+            return times(self.act(times(rows, self.wi)), self.wo)
+        out, begin = [], 0
+        for e, end in enumerate(ends.tolist()):
+            out.append(F.linear(self.act(F.linear(rows[begin:end], self.wi[e])), self.wo[e]))
+            begin = end
+        return torch.cat([*out, torch.zeros_like(rows[begin:])])
+
+
+def use_grouped_products(device):
+    """Turns grouped products on where they give what one product per expert gives, else says why not."""
+    torch.manual_seed(0)
+    cfg = {"num_experts": 4, "d_ff": 64, "d_model": 32, "dense_act_fn": "relu"}
+    experts = Experts(cfg).to(device)
+    for p in experts.parameters():
+        nn.init.normal_(p, std=0.2)
+    ends = torch.tensor([24, 24, 32, 88], device=device)  # one has no rows, the last 8 rows no expert
+    start = torch.randn(96, 32, device=device, dtype=torch.bfloat16)
+
+    def results(grouped):
+        Experts.grouped = grouped
+        experts.zero_grad()
+        rows = start.clone().requires_grad_()
+        with torch.autocast(device, torch.bfloat16):
+            out = experts(rows, ends)[:88]
+        (out.float() ** 2).sum().backward()
+        return [t.detach().float() for t in (out, rows.grad[:88], experts.wi.grad, experts.wo.grad)]
+
+    try:
+        for one, other in zip(results(False), results(True)):
+            if not (one - other).abs().max() <= 0.02 * one.abs().max():
+                raise RuntimeError("the results differ")
+    except (RuntimeError, AttributeError, NotImplementedError) as error:
+        Experts.grouped = False
+        print(f"grouped products are off: {str(error).splitlines()[0]}", flush=True)
+
+
+class Take(torch.autograd.Function):
+    """x[index] for distinct indices: the gradient is a plain copy back, not a sum."""
+
+    @staticmethod
+    def forward(ctx, x, index):
+        ctx.save_for_backward(index)
+        ctx.rows = x.shape[0]
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx, grad):
+        index, = ctx.saved_tensors
+        return grad.new_zeros(ctx.rows, grad.shape[1]).index_copy_(0, index, grad), None
 
 
 class Gate(nn.Module):
@@ -102,27 +185,26 @@ class MoE(nn.Module):
             self.router = Gate(cfg)
         if has_pregate:
             self.pregate = Gate(cfg)
-        self.experts = nn.ModuleDict({f"expert_{e}": FeedForward(cfg) for e in range(cfg["num_experts"])})
+        self.experts = Experts(cfg)
 
     def forward(self, h, decision, keep):
-        """h: [rows, d_model]; keep: [rows] bool, padding is not computed. Returns output, aux loss."""
+        """h: [rows, d_model]; keep: [rows] bool, padding counts for nothing. Returns output, aux loss."""
         p = decision.softmax(-1)
         weight, chosen = p.max(-1)
-        n_experts = p.shape[-1]
-        order = torch.argsort(torch.where(keep, chosen, n_experts), stable=True)
-        counts = torch.bincount(chosen[keep], minlength=n_experts)
-        rows = h[order]
-        pieces, at = [], 0
-        for e, n in enumerate(counts.tolist()):
-            if n:
-                pieces.append(self.experts[f"expert_{e}"](rows[at:at + n]))
-            at += n
-        out = torch.zeros_like(h)
-        if pieces:
-            out = out.index_copy(0, order[:at], torch.cat(pieces).to(h.dtype))
-        share = counts.float() / keep.sum().clamp(min=1)
-        aux = n_experts * (share * p[keep].mean(0)).sum()
-        return out * weight[:, None].to(h.dtype), aux
+        n_experts, n_rows = p.shape[-1], p.shape[0]
+        mine = chosen[:, None] == torch.arange(n_experts, device=h.device)
+        counts = mine.sum(0)
+        room = (counts + ALIGN - 1) // ALIGN * ALIGN
+        ends = room.cumsum(0)
+        order = chosen.argsort(stable=True)
+        gap = (ends - room) - (counts.cumsum(0) - counts)
+        place = torch.empty_like(order).scatter_(
+            0, order, torch.arange(n_rows, device=h.device) + gap[chosen[order]])
+        rows = h.new_zeros(n_rows + n_experts * ALIGN, h.shape[1]).index_copy(0, place, h)
+        out = Take.apply(self.experts(rows, ends), place)
+        kept = keep.sum().clamp(min=1)
+        aux = n_experts * ((mine & keep[:, None]).sum(0) / kept * (p * keep[:, None]).sum(0) / kept).sum()
+        return out * weight[:, None].to(out.dtype), aux
 
 
 class Layer(nn.Module):
@@ -165,12 +247,14 @@ class Stack(nn.Module):
 
     def forward(self, x, ids, keep, memory=None, memory_keep=None):
         n = x.shape[1]
-        far = torch.finfo(torch.float32).min
+        dtype = product_dtype(x)
         bias = self.block[0].layer[0].SelfAttention.position_bias(n, n, x.device)
-        bias = bias + torch.where(keep[:, None, None, :], 0.0, far)
+        bias = bias + torch.where(keep[:, None, None, :], 0.0, MASKED)
         if self.decoder:
-            bias = bias + torch.full((n, n), far, device=x.device).triu(1)
-            cross = torch.where(memory_keep[:, None, None, :], 0.0, far)
+            bias = bias + torch.full((n, n), MASKED, device=x.device).triu(1)
+            cross = torch.where(memory_keep[:, None, None, :], 0.0, MASKED).to(dtype)
+            cross = cross.expand(-1, -1, n, -1)
+        bias = bias.to(dtype)
         drop = lambda t: F.dropout(t, self.dropout, self.training)
         carried, aux, b = {}, 0.0, 0
         x = drop(x)
@@ -224,37 +308,61 @@ class Switch(nn.Module):
         memory, _ = self.encoder(self.shared(ids), ids, keep)
         out = torch.zeros((ids.shape[0], 1), dtype=torch.long, device=ids.device)
         done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
-        for _ in range(max_tokens):
+        for step in range(max_tokens):
             x, _ = self.decoder(self.shared(out), out, torch.ones_like(out, dtype=torch.bool), memory, keep)
             token = F.linear(x[:, -1], self.shared.weight).argmax(-1).masked_fill(done, 0)
             out, done = torch.cat([out, token[:, None]], 1), done | (token == self.cfg["eos_token_id"])
-            if done.all():
+            if step % 4 == 3 and done.all():
                 break
         return out[:, 1:]
 
 
 def initialise(model, seed):
+    """Each matrix keeps the size of what it gets; q is smaller, for scores have no 1/sqrt(d_kv)."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
             if name.endswith("norm.weight"):
                 continue
             scale = 1.0 if name == "shared.weight" else p.shape[-1] ** -0.5
+            if name.endswith(".q.weight"):
+                scale *= model.cfg["d_kv"] ** -0.5
             p.copy_(torch.randn(p.shape, generator=generator) * scale)
+
+
+def moe_names(model):
+    """Of each stack: the prefixes of its MoE blocks' tensors, in order."""
+    return [[name for name, module in model.named_modules()
+             if name.startswith(stack) and isinstance(module, MoE)] for stack in ("encoder.", "decoder.")]
 
 
 def rewire(state, model):
     """A pre-gate starts as the router of the block it decides; the rest is carried over by name."""
-    new = {}
-    for stack_name in ("encoder", "decoder"):
-        stack, n = getattr(model, stack_name), model.lookahead[stack_name]
-        sparse = [i for i, layer in enumerate(stack.block) if isinstance(layer.layer[-1].mlp, MoE)]
-        tail = lambda i: f"{stack_name}.block.{i}.layer.{len(stack.block[i].layer) - 1}.mlp"
-        for b, i in enumerate(sparse):
-            if n > 0 and b + n < len(sparse):
-                new[f"{tail(i)}.pregate.classifier.weight"] = state[f"{tail(sparse[b + n])}.router.classifier.weight"]
     wanted = model.state_dict()
-    new.update({k: v for k, v in state.items() if k in wanted and k not in new})
+    new = {k: v for k, v in state.items() if k in wanted}
+    for names, n in zip(moe_names(model), model.lookahead.values()):
+        for name, later in zip(names, names[n:] if n > 0 else []):
+            new[f"{name}.pregate.classifier.weight"] = state[f"{later}.router.classifier.weight"]
+    model.load_state_dict(new)
+
+
+def grow(state, model, seed):
+    """Sparse upcycling: the experts of a block are copies of those that it has in `state` (of its one
+    feed-forward where it is dense there), told apart by noise on the gate. A copy is chosen with a
+    fraction of the probability, which scales its output, so `wo` is larger by as much."""
+    generator = torch.Generator().manual_seed(seed)
+    wanted = model.state_dict()
+    new = {k: v for k, v in state.items() if k in wanted}
+    n_experts, d_model = model.cfg["num_experts"], model.cfg["d_model"]
+    for name in sum(moe_names(model), []):
+        dense = f"{name}.wi.weight" in state
+        source = {w: state[f"{name}.{w}.weight"][None] if dense else state[f"{name}.experts.{w}"] for w in ("wi", "wo")}
+        copies = torch.arange(n_experts) % source["wi"].shape[0]
+        new[f"{name}.experts.wi"] = source["wi"][copies]
+        new[f"{name}.experts.wo"] = source["wo"][copies] * (n_experts / source["wo"].shape[0])
+        gate = f"{name}.router.classifier.weight"
+        noise = torch.randn(n_experts, d_model, generator=generator) * 0.5 * d_model ** -0.5
+        new[gate] = noise + (0 if dense else state[gate][copies])
     model.load_state_dict(new)
 
 
@@ -262,19 +370,51 @@ def load_checkpoint(path):
     """config and state dict of a Hugging Face directory (safetensors, one file or shards)."""
     path = pathlib.Path(path)
     cfg = json.loads((path / "config.json").read_text())
-    state = {}
+    state, experts = {}, {}
     for shard in sorted(path.glob("*.safetensors")):
-        state.update(load_file(shard))
-    return cfg, {k: v.float() for k, v in state.items()}
+        for name, tensor in load_file(shard).items():
+            one = re.fullmatch(r"(.*\.experts)\.expert_(\d+)\.(w[io])\.weight", name)
+            if one:
+                experts.setdefault(f"{one[1]}.{one[3]}", {})[int(one[2])] = tensor.float()
+            else:
+                state[name] = tensor.float()
+    state.update({name: torch.stack([of[e] for e in range(len(of))]) for name, of in experts.items()})
+    return cfg, state
+
+
+def one_by_one(state):
+    for name, tensor in state.items():
+        block, _, w = name.rpartition(".")
+        if block.endswith(".experts"):
+            yield from ((f"{block}.expert_{e}.{w}.weight", t) for e, t in enumerate(tensor))
+        else:
+            yield name, tensor
 
 
 def save_checkpoint(model, path, spiece, dtype=torch.bfloat16):
-    """The Hugging Face layout that expert-pack reads; lookahead 0, or 1 in both stacks."""
+    """The Hugging Face layout that expert-pack reads; lookahead 0, or 1 in both stacks. config.json comes last."""
     path = pathlib.Path(path)
     path.mkdir(parents=True, exist_ok=True)
     n = set(model.lookahead.values())
     if n not in ({0}, {1}):
         raise ValueError(f"only ordinary checkpoints and lookahead 1 in both stacks can be exported, not {model.lookahead}")
+    shards, room = [{}], SHARD_BYTES
+    for name, tensor in sorted(one_by_one(model.state_dict())):
+        tensor = tensor.to(dtype).cpu().contiguous()
+        room -= tensor.nbytes
+        if room < 0:
+            shards.append({})
+            room = SHARD_BYTES - tensor.nbytes
+        shards[-1][name] = tensor
+    where = {}
+    for i, shard in enumerate(shards, 1):
+        file = f"model-{i:05}-of-{len(shards):05}.safetensors"
+        save_file(shard, path / file, metadata={"format": "pt"})
+        where.update(dict.fromkeys(shard, file))
+    size = sum(t.nbytes for shard in shards for t in shard.values())
+    (path / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": size}, "weight_map": where}, indent=0))
+    (path / "spiece.model").write_bytes(pathlib.Path(spiece).read_bytes())
     cfg = dict(model.cfg)
     cfg.pop("pregate", None)
     cfg["architectures"] = ["SwitchTransformersForConditionalGeneration"]
@@ -282,5 +422,3 @@ def save_checkpoint(model, path, spiece, dtype=torch.bfloat16):
         cfg["architectures"] = ["PregatedSwitchTransformersForConditionalGeneration"]
         cfg["pregate"] = {"lookahead": 1}
     (path / "config.json").write_text(json.dumps(cfg, indent=1))
-    save_file({k: v.to(dtype).contiguous() for k, v in model.state_dict().items()}, path / "model.safetensors")
-    (path / "spiece.model").write_bytes(pathlib.Path(spiece).read_bytes())

@@ -1,23 +1,30 @@
 #!/usr/bin/env python3
 """train.py - trains an ordinary Switch Transformer, and fine-tunes one into a pre-gated one.
 
-  python3 tests/accuracy/train.py base  --config DIR --text TRAIN.txt --dev DEV.txt --out DIR
-  python3 tests/accuracy/train.py tune  --from DIR --encoder-lookahead 1 --decoder-lookahead 1 ... --out DIR
+  train.py base --config DIR [--set d_model=256 ...] --text TRAIN.txt --dev DEV.txt --out DIR
+  train.py grow --from DIR --set num_experts=32 ...   more experts, or more MoE blocks (switch.grow)
+  train.py tune --from DIR --encoder-lookahead 1 --decoder-lookahead 1 ...
+  train.py eval --from DIR --dev DEV.txt
 
-Task: restore case, punctuation and a few typos of English stripped to [a-z0-9' ]. Any text file of
-one paragraph a line serves; --dev is never trained on. `tune` follows Pre-gated MoE, Sec. IV-B: take
-pretrained weights, rewire the gates (switch.rewire), train on the task at a constant learning rate;
-with lookahead 0 it is the ordinary model with the same extra budget, the fair comparison.
-`--freeze-experts --distil 1.0` trains gates only, against the ordinary model's choices.
+Task `restore`: case, punctuation and a few typos of English stripped to [a-z0-9' ]. Task `vowels`:
+stripped text of whose words only the first letter and the consonants are left. Any text file of one
+paragraph a line serves; --dev is never trained on. `tune` follows Pre-gated MoE, Sec. IV-B: take
+pretrained weights, rewire the gates (switch.rewire), train on; with lookahead 0 it is the ordinary
+model with the same extra budget, the fair comparison. `--freeze-experts --distil 1` trains gates
+only, towards the ordinary model's answers.
 
-Needs torch (a GPU for anything real), safetensors, sentencepiece. Prints one JSON line: settings,
-seed, loss, and on held-out text exact match and character error rate; --result appends it to a file.
+A run ends after --steps, or at the time --until if that comes first; the learning rate falls to zero
+over the last --cool of it. What is scored and saved is the running mean of the weights (--ema),
+rounded to bf16. Prints one JSON line: settings, seed, budget, and on held-out text exact match and
+character error rate: `dev` on one piece of every paragraph, `dev_wide` on --dev-passes of them.
+Needs torch (a GPU for anything real), safetensors, sentencepiece.
 """
 import argparse
 import json
 import pathlib
 import random
 import re
+import sys
 import time
 
 import sentencepiece
@@ -28,6 +35,10 @@ import metrics
 import switch
 
 MAX_TOKENS = 96
+WIDTHS = 16  # batches are padded to a multiple of it
+AUX_WEIGHT = 0.01
+LABEL_SMOOTHING = 0.05
+NOT_IN_RESULTS = ("config", "text", "dev", "out", "result", "report", "until")
 
 
 def strip(text):
@@ -44,155 +55,213 @@ def typo(word, rng):
     return word[:at + 1] + word[at:]
 
 
-def make_pair(paragraph, rng, typo_rate=0.02):
+def make_pair(paragraph, rng, task, typo_rate=0.02):
     """A run of 5 to 60 words: (what is left of it, itself)."""
     words = paragraph.split()
     n = rng.randint(5, 60)
     at = rng.randrange(max(1, len(words) - n))
     reference = " ".join(words[at:at + n])
+    if task == "vowels":
+        reference = strip(reference)
+        return re.sub(r"(?<=\w)[aeiou]", "", reference), reference
     source = [typo(w, rng) if len(w) > 3 and rng.random() < typo_rate else w for w in strip(reference).split()]
     return " ".join(source), reference
 
 
-class Pairs:
-    """Endless batches of similar length: a pool is sorted and cut by padded tokens, then shuffled."""
+def paragraphs(path):
+    return [p for p in pathlib.Path(path).read_text().splitlines() if len(p.split()) > 5]
 
-    def __init__(self, path, pieces, tokens_per_batch, seed):
-        self.paragraphs = [p for p in pathlib.Path(path).read_text().splitlines() if len(p.split()) > 5]
-        self.pieces, self.budget, self.rng = pieces, tokens_per_batch, random.Random(seed)
 
-    def encode(self, text):
-        return self.pieces.encode(text)[:MAX_TOKENS - 1] + [1]
+def padded(rows, width):
+    return torch.tensor([r + [0] * (width - len(r)) for r in rows])
 
-    def batches(self):
+
+class Batches(torch.utils.data.IterableDataset):
+    """Endless batches (ids, target) of one padded width each. Every worker has its own random numbers
+    and the loader takes turns, so the order depends on the seed and the number of workers alone."""
+
+    def __init__(self, args, spiece):
+        self.paragraphs, self.spiece = paragraphs(args.text), spiece
+        self.task, self.tokens, self.seed, self.sample = args.task, args.tokens, args.seed, args.sample
+
+    def __iter__(self):
+        worker = torch.utils.data.get_worker_info()
+        rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
+        sentencepiece.set_random_generator_seed(rng.randrange(1 << 31))
+        pieces = sentencepiece.SentencePieceProcessor(model_file=self.spiece)
+        waiting = {}
         while True:
-            pool = [make_pair(self.rng.choice(self.paragraphs), self.rng) for _ in range(8192)]
-            pool = sorted(((self.encode(a), self.encode(b)) for a, b in pool), key=lambda p: max(map(len, p)))
-            cut, batch = [], []
-            for pair in pool:
-                if batch and max(map(len, pair)) * (len(batch) + 1) > self.budget:
-                    cut.append(batch)
-                    batch = []
-                batch.append(pair)
-            self.rng.shuffle(cut)
-            yield from cut
+            source, reference = make_pair(rng.choice(self.paragraphs), rng, self.task)
+            ways = {"enable_sampling": True, "alpha": 0.3, "nbest_size": -1} if rng.random() < self.sample else {}
+            pair = [pieces.encode(source, **ways)[:MAX_TOKENS - 1] + [1], pieces.encode(reference)[:MAX_TOKENS - 1] + [1]]
+            width = -(-max(map(len, pair)) // WIDTHS) * WIDTHS
+            rows = waiting.setdefault(width, [])
+            rows.append(pair)
+            if len(rows) >= self.tokens // width:
+                yield tuple(padded(side, width) for side in zip(*rows))
+                waiting[width] = []
 
 
-def pad(rows, device):
-    width = max(map(len, rows))
-    ids = torch.tensor([r + [0] * (width - len(r)) for r in rows], device=device)
-    keep = torch.arange(width, device=device)[None] < torch.tensor([len(r) for r in rows], device=device)[:, None]
-    return ids, keep
-
-
-def loss_of(model, batch, device, teacher=None, distil=0.0):
-    ids, keep = pad([a for a, _ in batch], device)
-    target, target_keep = pad([b for _, b in batch], device)
+def loss_of(model, ids, target, teacher=None, distil=0.0):
+    keep, target_keep = ids > 0, target > 0
     decoder_ids = F.pad(target, (1, 0))[:, :-1] * target_keep
     logits, aux = model(ids, keep, decoder_ids, target_keep)
-    loss = F.cross_entropy(logits[target_keep].float(), target[target_keep])
-    total = loss + 0.01 * aux
-    if teacher is not None and distil > 0:
+    logits = logits.flatten(0, 1).float()
+    loss = F.cross_entropy(logits, target.flatten(), ignore_index=0, label_smoothing=LABEL_SMOOTHING)
+    total = loss + AUX_WEIGHT * aux
+    if teacher is not None:
         with torch.no_grad():
-            wanted, _ = teacher(ids, keep, decoder_ids, target_keep)
-        total = total + distil * F.kl_div(logits[target_keep].float().log_softmax(-1),
-                                          wanted[target_keep].float().log_softmax(-1),
-                                          log_target=True, reduction="batchmean")
+            wanted = teacher(ids, keep, decoder_ids, target_keep)[0].flatten(0, 1).float().log_softmax(-1)
+        apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
+        total = total + distil * (apart * target_keep.flatten()).sum() / target_keep.sum()
     return total, loss
 
 
-@torch.no_grad()
-def evaluate(model, path, pieces, device, limit):
+def answer(model, texts, pieces, device):
+    """Greedy, in f32, in batches of similar length."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    answers = [""] * len(texts)
+    for at in range(0, len(order), 1024):
+        chosen = order[at:at + 1024]
+        rows = [pieces.encode(texts[i])[:MAX_TOKENS - 1] + [1] for i in chosen]
+        ids = padded(rows, max(map(len, rows))).to(device)
+        for i, row in zip(chosen, model.greedy(ids, ids > 0, MAX_TOKENS).tolist()):
+            answers[i] = pieces.decode([t for t in (row[:row.index(1)] if 1 in row else row) if t > 1])
+    return answers
+
+
+def evaluate(model, args, pieces, device):
     model.eval()
-    rng = random.Random(0)
-    pairs = [make_pair(p, rng) for p in pathlib.Path(path).read_text().splitlines() if len(p.split()) > 5][:limit]
-    answers = []
-    for at in range(0, len(pairs), 64):
-        ids, keep = pad([pieces.encode(a)[:MAX_TOKENS - 1] + [1] for a, _ in pairs[at:at + 64]], device)
-        for row in model.greedy(ids, keep, MAX_TOKENS).tolist():
-            answers.append(pieces.decode([t for t in (row[:row.index(1)] if 1 in row else row) if t > 1]))
-    references = [r for _, r in pairs]
-    return {"pairs": len(pairs), "exact": sum(a == r for a, r in zip(answers, references)) / len(pairs),
-            "cer": metrics.character_error_rate(answers, references)}
+    rng, texts = random.Random(0), paragraphs(args.dev)[:args.dev_limit]
+    pairs = [make_pair(p, rng, args.task) for _ in range(args.dev_passes) for p in texts]
+    answers, references = answer(model, [text for text, _ in pairs], pieces, device), [r for _, r in pairs]
+    score = lambda n: {"pairs": n, "exact": sum(map(str.__eq__, answers[:n], references[:n])) / n,
+                       "cer": metrics.character_error_rate(answers[:n], references[:n])}
+    return {"dev": score(len(texts)), "dev_wide": score(len(pairs))}
 
 
-def train(model, args, pieces, device, teacher):
-    parameters = [p for name, p in model.named_parameters() if not args.freeze_experts or "gate" in name or "router" in name]
-    optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.01)
-    batches = Pairs(args.text, pieces, args.tokens, args.seed).batches()
-    begin, mean = time.time(), None
+def train(model, args, spiece, device, teacher):
+    parameters = [p for name, p in model.named_parameters()
+                  if not args.freeze_experts or "gate" in name or "router" in name]
+    optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay,
+                                  fused=device == "cuda")
+    loader = torch.utils.data.DataLoader(Batches(args, spiece), batch_size=None, num_workers=args.workers,
+                                         pin_memory=device == "cuda", prefetch_factor=8 if args.workers else None)
+    mean = [p.detach().clone() for p in parameters]
     model.train()
-    for step in range(args.steps):
-        warm = min(1.0, (step + 1) / max(1, args.warmup))
-        cool = 1.0 if args.command == "tune" else min(1.0, (args.steps - step) / (0.3 * args.steps))
-        optimiser.param_groups[0]["lr"] = args.lr * warm * cool
+    begin, last, tokens = time.time(), None, 0
+    for step, batch in enumerate(loader):
+        now = time.time()
+        done = max(step / args.steps, (now - begin) / max(args.until - begin, 1e-9))
+        if done >= 1:
+            break
+        optimiser.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup),
+                                                        (1 - done) / max(args.cool, 1e-9))
+        ids, target = (t.to(device, non_blocking=True) for t in batch)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            total, loss = loss_of(model, next(batches), device, teacher, args.distil)
+            total, loss = loss_of(model, ids, target, teacher, args.distil)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimiser.step()
-        if step % args.report == 0 or step == args.steps - 1:
-            mean = loss.item()
-            print(f"step {step} loss {mean:.4f} {time.time() - begin:.0f} s", flush=True)
-    return {"steps": args.steps, "last_loss": mean, "seconds": round(time.time() - begin)}
+        with torch.no_grad():
+            torch._foreach_lerp_(mean, parameters, 1 - min(args.ema, (step + 1) / (step + 10)))
+        tokens += target.numel()
+        if step % args.report == 0:
+            last = loss.item()
+            print(f"{args.name} step {step} loss {last:.4f} {now - begin:.0f} s, "
+                  f"{tokens / (time.time() - begin):.0f} tokens/s", file=sys.stderr, flush=True)
+    seconds = time.time() - begin
+    with torch.no_grad():
+        for p, m in zip(parameters, mean):
+            p.copy_(m)
+    return {"steps": step, "last_loss": last, "train_seconds": round(seconds, 1),
+            "padded_tokens": tokens, "tokens_per_second": round(tokens / seconds)}
+
+
+def build(args, source, lookahead, device):
+    """The model to start from, and the teacher if there is one."""
+    teacher = None
+    if args.command == "base":
+        cfg, state = json.loads((source / "config.json").read_text()), None
+    else:
+        cfg, state = switch.load_checkpoint(source)
+    changes = dict(change.split("=") for change in args.set)
+    cfg.update({key: type(cfg[key])(value) for key, value in changes.items()})
+    if args.command == "eval":
+        lookahead = dict.fromkeys(lookahead, cfg.get("pregate", {}).get("lookahead", 0))
+    model = switch.Switch(cfg, lookahead, args.routing)
+    if args.command == "base":
+        switch.initialise(model, args.seed)
+    elif args.command == "grow":
+        switch.grow(state, model, args.seed)
+    elif args.command == "eval":
+        model.load_state_dict(state)
+    else:
+        switch.rewire(state, model)
+        if args.distil > 0:
+            teacher = switch.Switch(cfg)
+            switch.rewire(state, teacher)
+            teacher.to(device).eval()
+    return model.to(device), teacher
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["base", "tune"])
+    parser.add_argument("command", choices=["base", "grow", "tune", "eval"])
+    parser.add_argument("--name", default="train", help="what the result is called")
     parser.add_argument("--config", help="base: a directory with config.json and spiece.model")
-    parser.add_argument("--from", dest="start", help="tune: the checkpoint to start from")
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--from", dest="start", help="grow, tune, eval: the checkpoint to start from")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other than the config's")
+    parser.add_argument("--task", choices=["restore", "vowels"], default="restore")
+    parser.add_argument("--text", help="what to train on")
     parser.add_argument("--dev", required=True)
     parser.add_argument("--out", help="write the checkpoint here")
     parser.add_argument("--result", help="append the JSON line to this file")
     parser.add_argument("--encoder-lookahead", type=int, default=0)
     parser.add_argument("--decoder-lookahead", type=int, default=0)
     parser.add_argument("--routing", choices=["gate", "hash", "random"], default="gate")
-    parser.add_argument("--experts", type=int, help="base: other than the config's")
-    parser.add_argument("--freeze-experts", action="store_true")
+    parser.add_argument("--freeze-experts", action="store_true", help="train the gates only")
     parser.add_argument("--distil", type=float, default=0.0)
-    parser.add_argument("--steps", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=1 << 30)
+    parser.add_argument("--until", type=float, default=float("inf"), help="time of day, in seconds since 1970")
     parser.add_argument("--tokens", type=int, default=32768, help="padded tokens of a batch, one side")
-    parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--warmup", type=int, default=0, help="steps")
+    parser.add_argument("--cool", type=float, default=1.0)
+    parser.add_argument("--ema", type=float, default=0.995)
+    parser.add_argument("--weight-decay", type=float, default=0.05)
+    parser.add_argument("--sample", type=float, default=0.3, help="part of the inputs that are cut into random pieces")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=2, help="processes that make batches")
     parser.add_argument("--dev-limit", type=int, default=700)
+    parser.add_argument("--dev-passes", type=int, default=1)
     parser.add_argument("--report", type=int, default=100)
     args = parser.parse_args()
 
-    torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        switch.use_grouped_products(device)
+    torch.manual_seed(args.seed)
     source = pathlib.Path(args.config if args.command == "base" else args.start)
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(source / "spiece.model"))
-    lookahead = {"encoder": args.encoder_lookahead, "decoder": args.decoder_lookahead}
-    teacher = None
-    if args.command == "base":
-        cfg = json.loads((source / "config.json").read_text())
-        cfg["num_experts"] = args.experts or cfg["num_experts"]
-        model = switch.Switch(cfg, lookahead, args.routing)
-        switch.initialise(model, args.seed)
-    else:
-        cfg, state = switch.load_checkpoint(source)
-        model = switch.Switch(cfg, lookahead, args.routing)
-        switch.rewire(state, model)
-        if args.distil > 0:
-            teacher = switch.Switch(cfg)
-            switch.rewire(state, teacher)
-            teacher.to(device).eval()
-    model.to(device)
-    row = {"command": args.command, "from": str(source.name), "lookahead": lookahead, "routing": args.routing,
-           "experts": cfg["num_experts"], "seed": args.seed, "lr": args.lr, "tokens": args.tokens,
-           "freeze_experts": args.freeze_experts, "distil": args.distil, "device": device}
-    row.update(train(model, args, pieces, device, teacher))
-    row.update(evaluate(model, args.dev, pieces, device, args.dev_limit))
+    spiece = str(source / "spiece.model")
+    model, teacher = build(args, source, {"encoder": args.encoder_lookahead, "decoder": args.decoder_lookahead}, device)
+    row = {key: value for key, value in vars(args).items() if key not in NOT_IN_RESULTS}
+    row = {**row, "start": source.name, "parameters": sum(p.numel() for p in model.parameters()), "device":
+           torch.cuda.get_device_name() if device == "cuda" else "cpu"}
+    if args.command != "eval":
+        row.update(train(model, args, spiece, device, teacher))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(p.bfloat16())
     if args.out:
-        switch.save_checkpoint(model, args.out, source / "spiece.model")
-    print(json.dumps(row))
+        switch.save_checkpoint(model, args.out, spiece)
+    pieces = sentencepiece.SentencePieceProcessor(model_file=spiece)
+    row.update(evaluate(model, args, pieces, device))
+    print(json.dumps(row), flush=True)
     if args.result:
-        with open(args.result, "a") as f:
-            f.write(json.dumps(row) + "\n")
+        with open(args.result, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":
