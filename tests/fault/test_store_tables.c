@@ -19,7 +19,7 @@
 #include "expert-store/server/slot_pool.h"
 #include "expert-store/server/workers.h"
 
-static int calls_until_failure = -1; /* -1: never; 0: a failure was injected */
+static volatile int calls_until_failure = -1; /* -1: never; 0: a failure was injected */
 
 static bool fails_now(void)
 {
