@@ -68,40 +68,7 @@ check() {
 }
 stage() { [ -z "$only" ] || [ "$only" = "$1" ]; }
 
-# ---- the kernels, the goldens, the sanitizer ------------------------------------------------------
-
-check_ops() {
-    local test
-    for test in "$tests"/test_kernels_*; do
-        check "$(basename "$test")" timeout 300 "$test"
-    done
-}
-
-check_goldens() {
-    local dir policy
-    for dir in "$models"/restore-pregated "$fixtures"/*; do
-        [ -f "$dir/golden.json" ] || continue
-        for policy in resident on-demand prefetch-all pregated; do
-            check "golden-$(basename "$dir")-$policy" timeout 300 "$tests/test_golden" \
-                "$bin/expert-pack" "$bin/expert-store" "$dir" "$policy" min "$backend"
-        done
-    done
-}
-
-check_sanitizer() {
-    local tool sanitizer
-    sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
-    if [ -z "$sanitizer" ]; then
-        say "skipped sanitizer: no compute-sanitizer on PATH or in /usr/local/cuda/bin"
-        return 0
-    fi
-    for tool in memcheck racecheck; do
-        check "sanitizer-$tool" timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            "$tests/test_kernels_ops"
-    done
-}
-
-# ---- the bench ------------------------------------------------------------------------------------
+# ---- a store ---------------------------------------------------------------------------------------
 
 endpoint=ipc://$work/store.sock
 bench_end=0
@@ -120,6 +87,53 @@ serve() {
     done
     return 1
 }
+
+# ---- the kernels, the goldens, the sanitizer ------------------------------------------------------
+
+check_ops() {
+    local test
+    for test in "$tests"/test_kernels_*; do
+        check "$(basename "$test")" timeout 300 "$test"
+    done
+}
+
+check_goldens() {
+    local dir policy
+    for dir in "$models"/restore-pregated "$fixtures"/*; do
+        [ -f "$dir/golden.json" ] || continue
+        for policy in resident on-demand prefetch-all pregated; do
+            check "golden-$(basename "$dir")-$policy" timeout 300 "$tests/test_golden" \
+                "$bin/expert-pack" "$bin/expert-store" "$dir" "$policy" min "$backend"
+        done
+    done
+    [ -d "$models/restore-pregated" ] || return 0
+    for policy in on-demand pregated; do # one expert is corrupt: its sequences fail, and no others
+        check "corrupt-expert-$policy" timeout 300 "$tests/test_golden" "$bin/expert-pack" \
+            "$bin/expert-store" "$models/restore-pregated" "$policy" min "$backend" corrupt:50
+    done
+}
+
+# Operations one by one, then whole steps with the host waiting for experts.
+check_sanitizer() {
+    local tool sanitizer
+    sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
+    if [ -z "$sanitizer" ]; then
+        say "skipped sanitizer: no compute-sanitizer on PATH or in /usr/local/cuda/bin"
+        return 0
+    fi
+    bench_end=$((SECONDS + 600))
+    serve --synthetic switch-tiny-pregated || say "no store for the sanitizer"
+    for tool in memcheck racecheck; do
+        check "sanitizer-$tool" timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+            "$tests/test_kernels_ops"
+        check "sanitizer-$tool-steps" timeout 300 "$sanitizer" --tool "$tool" --error-exitcode 9 \
+            "$bin/gpu-worker" bench --endpoint "$endpoint" --backend cuda --sync host --batches 1,3 \
+            --policies resident,pregated,on-demand --prompt-tokens 8 --output-tokens 4 --repeats 1
+    done
+    end_store
+}
+
+# ---- the bench ------------------------------------------------------------------------------------
 
 # bench FILE NAME ARGS...: rows of the running store's model into FILE.jsonl.
 bench() {
@@ -143,44 +157,46 @@ bench() {
 
 serve_model() { serve --synthetic "$@" || say "no time or memory to serve $1"; }
 
-# The shapes of the paper, bf16, batch 1: the main rows.
-bench_main() {
-    local model policies
-    for model in base-128 large-128 base-64 base-8 base-256; do
-        policies=resident,pregated,on-demand
-        [ "$model" != base-8 ] || policies+=,prefetch-all
-        serve_model "switch-$model-pregated"
-        bench main "$model" --routing uniform --policies "$policies"
-        [ "$model" != base-128 ] || bench trace trace --routing uniform --policies pregated \
-            --output-tokens 32 --repeats 1 --trace "$out/trace.json"
-    done
-}
+# Every part is what one served model is asked: filling a store with 50 GB takes a while.
+# main: the shapes of the paper, batch 1. batch: where the authors fall behind on-demand. active: Figure 14.
+# cache: Figure 15. f32: the paper's own setting. drive: Figure 16.
 
-# Batches: where the authors fall behind on-demand (Figures 10 to 12 beyond batch 1).
-bench_batches() {
+bench_base_128() {
     serve_model switch-base-128-pregated
+    bench main base-128 --routing uniform --policies resident,pregated,on-demand
+    bench trace trace --routing uniform --policies pregated \
+        --output-tokens 32 --repeats 1 --trace "$out/trace.json"
     bench batch base-128 --routing uniform --policies resident,pregated,on-demand \
-        --batches 2,4,8,16,32,64 --output-tokens 48 --repeats 1
-    serve_model switch-large-128-pregated
-    bench batch large-128 --routing uniform --policies pregated,on-demand \
         --batches 2,4,8,16,32,64 --output-tokens 32 --repeats 1
 }
 
-# Figure 14: how many experts are active.
-bench_active() {
-    serve_model switch-base-64-pregated
-    bench active base-64 --batches 64 --policies resident,pregated,on-demand \
-        --routing forced:1,forced:4,forced:16,forced:32,forced:64 --output-tokens 32 --repeats 1
-}
-
-# Figure 15: cells as a cache, by policy, under skewed routing.
-bench_cache() {
+bench_large_128() {
     serve_model switch-large-128-pregated
+    bench main large-128 --routing uniform --policies resident,pregated,on-demand \
+        --output-tokens 128 --repeats 2
     bench cache large-128 --routing zipf:1.0 --policies pregated,on-demand \
-        --cell-sweep 1%,5%,10%,20% --cell-policies lru,lfu,lifo-inactive --output-tokens 192 --repeats 1
+        --cell-sweep 1%,5%,10%,20% --cell-policies lru,lfu,lifo-inactive --output-tokens 128 --repeats 1
+    bench batch large-128 --routing uniform --policies pregated,on-demand \
+        --batches 2,4,8,16,32,64 --output-tokens 12 --prompt-tokens 64 --repeats 1
 }
 
-# The paper's own setting: float32.
+bench_base_64() {
+    serve_model switch-base-64-pregated
+    bench main base-64 --routing uniform --policies resident,pregated,on-demand
+    bench active base-64 --batches 64 --policies resident,pregated,on-demand --prompt-tokens 64 \
+        --routing forced:1,forced:4,forced:16,forced:32,forced:64 --output-tokens 24 --repeats 1
+}
+
+bench_base_8() {
+    serve_model switch-base-8-pregated
+    bench main base-8 --routing uniform --policies resident,pregated,on-demand,prefetch-all
+}
+
+bench_base_256() {
+    serve_model switch-base-256-pregated
+    bench main base-256 --routing uniform --policies resident,pregated,on-demand
+}
+
 bench_f32() {
     local model
     for model in base-8 base-64 base-128; do
@@ -189,8 +205,7 @@ bench_f32() {
     done
 }
 
-# Figure 16: most experts on the drive.
-bench_drive() {
+bench_drive() { # most experts on the drive
     local free
     free=$(df --output=avail -B1 "$work" | tail -n 1)
     if [ "$free" -lt $((12 << 30)) ] || [ "$(seconds_left)" -lt 30 ]; then
@@ -220,7 +235,7 @@ run_bench() {
     if [ "$backend" = cpu ]; then
         bench_small
     else
-        for part in main batches active f32 cache drive; do
+        for part in base_128 base_64 base_8 base_256 large_128 f32 drive; do
             "bench_$part"
         done
     fi

@@ -1,15 +1,17 @@
 /* A checkpoint's golden file against the whole system: packed by expert-pack, served by an
  * expert-store with a memory budget, computed by the engine.
  *
- *   test_golden EXPERT_PACK EXPERT_STORE MODEL_DIR POLICY RAM BACKEND [CASES.json]
+ *   test_golden EXPERT_PACK EXPERT_STORE MODEL_DIR POLICY RAM BACKEND [CASES.json | corrupt:EXPERT]
  *     POLICY: resident, on-demand, prefetch-all, pregated; RAM: 100%, 25%, min
  *     BACKEND: cpu; cuda: skipped (77) when no device answers
  *     CASES: instead of MODEL_DIR/golden.json; its expert_capacity is the checkpoint's then
+ *     corrupt:EXPERT: one byte of this expert (flat) is wrong on disk; answers only, not fixtures
  *
  * Two kinds of cases: whole answers (output_ids, experts of both stacks, sums and top 5 of logits,
  * norm of the encoder's output) and fixtures (all logits and encoder outputs for given decoder
  * inputs, and 12 greedy tokens). All prompts are submitted at once, more than fit into one batch.
  */
+#include <fcntl.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,6 +19,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -28,6 +31,7 @@
 #include "gpu-worker/engine/engine.h"
 #include "tests/support/store_process.h"
 
+enum { EXPERT_BYTES = 2 * 192 * 384 * 2 /* of the demo models: whole pages */ };
 enum { MAX_RUNS = 64, MAX_INPUT = 128, MAX_OUTPUT = 96, MAX_BATCH = 6, GREEDY_TOKENS = 12 };
 
 /* f32 sums in another order: models/README's second implementation differs by up to 7e-6 (fixtures)
@@ -57,6 +61,7 @@ static struct {
     cJSON *cases;
     bool fixture;
     uint32_t capacity;
+    uint32_t corrupt;        /* flat expert whose bytes are wrong; UINT32_MAX: none */
     double fetched_at_start; /* RESIDENT: what create brought into cells */
     struct run runs[MAX_RUNS];
     uint32_t n_runs;
@@ -157,7 +162,7 @@ static void wait_for(struct run *r)
         moe_cond_wait(&the.changed, &the.mu);
     }
     moe_mutex_unlock(&the.mu);
-    if (r->finish == GW_FINISH_ERROR) {
+    if (r->finish == GW_FINISH_ERROR && the.corrupt == UINT32_MAX) {
         fail_msg("a sequence failed: %s", r->error);
     }
 }
@@ -323,6 +328,46 @@ static void together_they_match_the_golden_file(void **state)
             check_greedy(r);
         }
     }
+}
+
+static bool names_expert(const cJSON *blocks, uint32_t block, uint32_t expert)
+{
+    const cJSON *item = NULL;
+    cJSON_ArrayForEach(item, cJSON_GetArrayItem(blocks, (int)block))
+    {
+        if (item->valueint == (int)expert) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool uses_corrupt_expert(const cJSON *c)
+{
+    const moe_model_shape *s = gw_engine_shape(the.engine);
+    uint32_t block = the.corrupt / s->n_experts, expert = the.corrupt % s->n_experts;
+    uint32_t n_encoder = s->stack[MOE_ENCODER].n_blocks;
+    return block < n_encoder ? names_expert(get(c, "encoder_experts"), block, expert)
+                             : names_expert(get(c, "decoder_experts"), block - n_encoder, expert);
+}
+
+static void a_corrupt_expert_fails_its_sequences_and_no_others(void **state)
+{
+    (void)state;
+    uint32_t n_failed = 0;
+    submit_all();
+    for (uint32_t i = 0; i < the.n_runs; i++) {
+        const struct run *r = &the.runs[i];
+        if (uses_corrupt_expert(r->expected)) {
+            assert_int_equal(GW_FINISH_ERROR, r->finish);
+            assert_non_null(strstr(r->error, "expert"));
+            n_failed++;
+        } else {
+            assert_int_not_equal(GW_FINISH_ERROR, r->finish);
+            check_answer(r);
+        }
+    }
+    assert_true(n_failed > 0 && n_failed < the.n_runs); /* else it tells nothing */
 }
 
 /* The second case again, with nobody in its batch: not close, equal. */
@@ -534,6 +579,20 @@ static int read_cases(const char *path)
     return 0;
 }
 
+/* Experts lie first in the first segment, one after another. */
+static void flip_a_byte(const char *store_dir)
+{
+    char path[1200];
+    unsigned char byte = 0;
+    (void)snprintf(path, sizeof path, "%s/segments/000000.seg", store_dir);
+    int fd = open(path, O_RDWR);
+    off_t at = (off_t)the.corrupt * EXPERT_BYTES + 100;
+    assert_int_equal(1, pread(fd, &byte, 1, at));
+    byte ^= 1;
+    assert_int_equal(1, pwrite(fd, &byte, 1, at));
+    assert_int_equal(0, close(fd));
+}
+
 static store_process_cfg store_cfg;
 
 static int set_up(void **state)
@@ -560,14 +619,18 @@ int main(int argc, char **argv)
     }
     char golden[1024];
     (void)snprintf(golden, sizeof golden, "%s/golden.json", argv[3]);
-    if (parse_policy(argv[4]) != 0 || read_cases(argc == 8 ? argv[7] : golden) != 0) {
+    the.corrupt = UINT32_MAX;
+    bool corrupts = argc == 8 && sscanf(argv[7], "corrupt:%u", &the.corrupt) == 1;
+    const char *cases = argc == 8 && !corrupts ? argv[7] : golden;
+    if (parse_policy(argv[4]) != 0 || read_cases(cases) != 0) {
         return 1;
     }
     store_cfg = (store_process_cfg){.pack_program = argv[1],
                                     .store_program = argv[2],
                                     .model_dir = argv[3],
                                     .ram = argv[5],
-                                    .capacity = the.capacity};
+                                    .capacity = the.capacity,
+                                    .before_serve = corrupts ? flip_a_byte : NULL};
     int failed = open_device(argv[6]);
     if (failed == 0) {
         const struct CMUnitTest tests[] = {
@@ -576,9 +639,13 @@ int main(int argc, char **argv)
             cmocka_unit_test(experts_travelled_as_the_policy_says),
             cmocka_unit_test(the_counters_count_what_was_submitted),
         };
+        const struct CMUnitTest corrupt_tests[] = {
+            cmocka_unit_test(a_corrupt_expert_fails_its_sequences_and_no_others),
+        };
         moe_mutex_init(&the.mu);
         moe_cond_init(&the.changed);
-        failed = cmocka_run_group_tests(tests, set_up, tear_down) != 0;
+        failed = (corrupts ? cmocka_run_group_tests(corrupt_tests, set_up, tear_down)
+                           : cmocka_run_group_tests(tests, set_up, tear_down)) != 0;
         moe_cond_fini(&the.changed);
         moe_mutex_fini(&the.mu);
         the.ops->backend.close(the.device);
