@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes tests/golden/fixtures: tiny random Switch checkpoints and what transformers computes on them.
 
-    python3 tests/golden/make_fixtures.py OUT_DIR        (torch, transformers 5.17, safetensors)
+    python3 tests/golden/make_fixtures.py OUT_DIR        (torch, transformers, safetensors)
 
 Each fixture is a Hugging Face directory plus golden.json: a list of cases with input_ids,
 decoder_input_ids, logits [position][vocab], encoder_out [position][d_model] and greedy (12 tokens
 after the start token, without a cache). Seeds are fixed; float32 throughout.
 
-Three habits of transformers 5.17 shape this script: the activation is read from `dense_act_fn`, not
+Those checked in are of transformers 5.17 (relu) and 5.24 (gelu). Three habits of both shape this script: the activation is read from `dense_act_fn`, not
 from `feed_forward_proj`; cached generation fails when encoder and decoder differ in depth, so
 greedy decoding here is a plain loop over full forward passes; and a stack with no sparse layers
 gets the sparse step n_layers, which makes its second layer sparse unless the step is set to 0.
@@ -29,12 +29,12 @@ FIXTURES = {
     "relu-tied-step2-capacity2": dict(
         num_layers=4, num_decoder_layers=4, num_sparse_encoder_layers=2, num_sparse_decoder_layers=2,
         num_experts=4, expert_capacity=2, dense_act_fn="relu", tie_word_embeddings=True),
-    # every layer sparse, separate embeddings and head, tanh-form gelu
-    "gelu-new-untied-step1": dict(
+    # every layer sparse, separate embeddings and head, tanh-form gelu; rows of no whole vectors
+    "gelu-new-untied-step1": dict(d_ff=20,
         num_layers=2, num_decoder_layers=3, num_sparse_encoder_layers=2, num_sparse_decoder_layers=3,
         num_experts=5, expert_capacity=64, dense_act_fn="gelu_new", tie_word_embeddings=False),
     # no experts in the encoder, every third decoder layer sparse, erf-form gelu
-    "gelu-tied-dense-encoder": dict(
+    "gelu-tied-dense-encoder": dict(d_ff=20,
         num_layers=2, num_decoder_layers=6, num_sparse_encoder_layers=0, num_sparse_decoder_layers=2,
         num_experts=3, expert_capacity=64, dense_act_fn="gelu", tie_word_embeddings=True),
 }
@@ -81,7 +81,7 @@ def main():
     out_dir = pathlib.Path(sys.argv[1])
     for seed, (name, dims) in enumerate(FIXTURES.items(), start=11):
         generator = torch.Generator().manual_seed(seed)
-        config = SwitchTransformersConfig(**COMMON, **dims)
+        config = SwitchTransformersConfig(**{**COMMON, **dims})
         if config.num_sparse_encoder_layers == 0:
             config.encoder_sparse_step = 0
         model = SwitchTransformersForConditionalGeneration(config).eval()
