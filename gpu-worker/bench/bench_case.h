@@ -40,7 +40,8 @@ typedef struct gw_bench_result {
     /* samples */
     gw_samples step_ms;        /* decode steps but the first of each answer: a token of everyone */
     gw_samples first_token_ms; /* prompt and first decode step */
-    gw_samples block_ms;       /* end of a block to the end of the next, blocks 2..L */
+    gw_samples block_ms;       /* end of a block to the end of the next, blocks 2..L; RESIDENT: gate
+                                  to gate */
     gw_samples first_block_ms; /* begin of a step to the end of its first block */
     /* decode steps only */
     double link_floor_ms, memory_floor_ms; /* per step */

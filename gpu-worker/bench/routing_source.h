@@ -1,9 +1,9 @@
-/* routing_source.h - routing records that come from outside instead of from the gates: mapped
- * memory, one place per block, filled before a step and read by its kernels where the gate's own
+/* routing_source.h - routing records that come from outside instead of from the gates: chosen
+ * before a step, copied to the device when it begins, and read by its kernels where the gate's own
  * choice would be.
  *
- * Synthetic (routing_choice.h). Gates still run and their time counts; dispatch, fetches, waves,
- * experts and combine work on these ids and on the fixed weight GW_SOURCE_WEIGHT. Addresses never
+ * Synthetic (routing_choice.h). Gates still run and their time counts; dispatch, fetches, waves and
+ * experts work on these ids and on the fixed weight GW_SOURCE_WEIGHT. Addresses never
  * change, so a recorded step can be replayed. Guesses of the pregated policy on an ordinary
  * checkpoint stay the routers' own: against made-up routing they are wrong.
  * Threads: create, prepare, destroy from the thread that runs steps, with none under way.
