@@ -233,7 +233,8 @@ static moe_status count_done(packer *p, uint32_t *out, moe_err *err)
     return MOE_OK;
 }
 
-static moe_status check_space(const packer *p, moe_err *err)
+/* Nothing is left of a run that was refused before it wrote anything. */
+static moe_status check_space(packer *p, moe_err *err)
 {
     uint64_t free_bytes = 0, need = p->result.total_bytes + CATALOG_SLACK_BYTES;
     for (uint32_t i = 0; i < p->src->n_files; i++) {
@@ -246,6 +247,12 @@ static moe_status check_space(const packer *p, moe_err *err)
         st = MOE_FAIL(err, MOE_ERR_NO_SPACE,
                       "%s needs %.2f GB more, its filesystem has %.2f GB free", p->partial,
                       (double)need / 1e9, (double)free_bytes / 1e9);
+        if (p->result.n_resumed == 0) {
+            xs_catalog_writer_close(p->catalog);
+            p->catalog = NULL;
+            moe_status removed = xs_store_dir_remove(p->partial, NULL);
+            (void)removed; /* the lack of space is the error to tell */
+        }
     }
     return st;
 }
@@ -455,7 +462,8 @@ static moe_status run(packer *p, moe_err *err)
 /* After a failure that a rerun can get over. */
 static void add_resume_hint(const packer *p, moe_err *err)
 {
-    if (err != NULL && (err->status == MOE_ERR_CANCELLED || err->status == MOE_ERR_NO_SPACE)) {
+    if (err != NULL && (err->status == MOE_ERR_CANCELLED || err->status == MOE_ERR_NO_SPACE) &&
+        access(p->partial, F_OK) == 0) {
         size_t n = strlen(err->text);
         snprintf(err->text + n, sizeof err->text - n,
                  "; %s is kept: run the same command again to go on", p->partial);

@@ -2,9 +2,9 @@
  *
  * Copied once from the store's dense region, by name, into one device allocation; each tensor keeps
  * its stored dtype (F32 or BF16; F16 is widened to F32), and queries, keys and values of an
- * attention lie back to back, so that one product makes them all (as F32 where their dtypes differ). A
- * tensor that is absent or has another shape is an error that names it, so a checkpoint whose
- * sparse layers disagree with its config.json is refused here. Heads and embeddings: a tied
+ * attention lie back to back, so that one product makes them all (as F32 where their dtypes
+ * differ). A tensor that is absent or has another shape is an error that names it, so a checkpoint
+ * whose sparse layers disagree with its config.json is refused here. Heads and embeddings: a tied
  * checkpoint has one matrix for all three, under any of its names; an untied one embeds with
  * `encoder.` / `decoder.embed_tokens` when present, else with `shared`, and has `lm_head`. Called
  * by the engine thread. Nothing here is written after load. Shutdown: unload frees.

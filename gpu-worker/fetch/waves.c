@@ -574,8 +574,8 @@ static void plan_all(gw_waves *ws, uint32_t block)
     plan_block(ws, block, ws->set, ws->shape->n_experts, true, false);
 }
 
-/* RESIDENT's timeline has what its mails tell: a block lasts from its gate position to the next, the
- * last one to the end of the step. */
+/* RESIDENT's timeline has what its mails tell: a block lasts from its gate position to the next,
+ * the last one to the end of the step. */
 static void trace_resident(gw_waves *ws, uint32_t next_block, int64_t now_ns)
 {
     if (ws->routed_ns > 0) {

@@ -265,6 +265,7 @@ static void space_is_missed_before_anything_is_written(void **state)
     moe_err err = {0};
     free_bytes = 1000000;
     expect(MOE_ERR_NO_SPACE, pack_once(&r, &err), &err, "GB more, its filesystem has 0.00 GB free");
+    assert_true(access(PARTIAL, F_OK) != 0 && strstr(err.text, "kept") == NULL);
     all_well();
     fallocate_errno = ENOSPC;
     expect(MOE_ERR_NO_SPACE, pack_once(&r, &err), &err, "cannot allocate " PARTIAL);
