@@ -75,16 +75,29 @@ class Attention(nn.Module):
         return start + torch.where(distance < exact, distance, far.clamp(max=n - 1))
 
     def position_bias(self, n_q, n_k, device):
-        rel = torch.arange(n_k, device=device)[None, :] - torch.arange(n_q, device=device)[:, None]
+        """Of the last n_q of n_k positions."""
+        rel = torch.arange(n_k, device=device)[None, :] - torch.arange(n_k - n_q, n_k, device=device)[:, None]
         return self.relative_attention_bias(self.bucket(rel)).permute(2, 0, 1)[None]
 
-    def forward(self, x, memory, mask):
-        """mask: additive, broadcastable to [batch, heads, n_q, n_k]. No 1/sqrt(d): T5's habit."""
-        def split(t):
-            return t.view(t.shape[0], -1, self.heads, self.d_head).transpose(1, 2)
-        out = F.scaled_dot_product_attention(split(self.q(x)), split(self.k(memory)), split(self.v(memory)),
-                                             attn_mask=mask, scale=1.0)
+    def split(self, t):
+        return t.view(t.shape[0], -1, self.heads, self.d_head).transpose(1, 2)
+
+    def forward(self, x, memory, mask, kept=None):
+        """mask: additive, broadcastable to [batch, heads, n_q, n_k]. No 1/sqrt(d): T5's habit. kept: the
+        keys and values of earlier calls by module; `memory` (None: nothing is new) is put behind them."""
+        keys = () if memory is None else (self.split(self.k(memory)), self.split(self.v(memory)))
+        if kept is not None:
+            if self in kept:
+                keys = [torch.cat(two, 2) for two in zip(kept[self], keys)] if keys else kept[self]
+            kept[self] = keys
+        out = F.scaled_dot_product_attention(self.split(self.q(x)), *keys, attn_mask=mask, scale=1.0)
         return self.o(out.transpose(1, 2).flatten(2))
+
+
+def hidden(module, cfg):
+    """What stands between the two products: as Hugging Face has it, with dropout."""
+    act, rate = ACTIVATIONS[cfg["dense_act_fn"]], cfg["dropout_rate"]
+    return lambda v: F.dropout(act(v), rate, module.training)
 
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_new": lambda v: F.gelu(v, approximate="tanh")}
@@ -95,7 +108,7 @@ class FeedForward(nn.Module):
         super().__init__()
         self.wi = nn.Linear(cfg["d_model"], cfg["d_ff"], bias=False)
         self.wo = nn.Linear(cfg["d_ff"], cfg["d_model"], bias=False)
-        self.act = ACTIVATIONS[cfg["dense_act_fn"]]
+        self.act = hidden(self, cfg)
 
     def forward(self, x):
         return self.wo(self.act(self.wi(x)))
@@ -110,7 +123,7 @@ class Experts(nn.Module):
         super().__init__()
         self.wi = nn.Parameter(torch.empty(cfg["num_experts"], cfg["d_ff"], cfg["d_model"]))
         self.wo = nn.Parameter(torch.empty(cfg["num_experts"], cfg["d_model"], cfg["d_ff"]))
-        self.act = ACTIVATIONS[cfg["dense_act_fn"]]
+        self.act = hidden(self, cfg)
 
     def forward(self, rows, ends):
         if self.grouped and rows.dtype == torch.bfloat16:
@@ -127,7 +140,7 @@ class Experts(nn.Module):
 def use_grouped_products(device):
     """Turns grouped products on where they give what one product per expert gives, else says why not."""
     torch.manual_seed(0)
-    cfg = {"num_experts": 4, "d_ff": 64, "d_model": 32, "dense_act_fn": "relu"}
+    cfg = {"num_experts": 4, "d_ff": 64, "d_model": 32, "dense_act_fn": "relu", "dropout_rate": 0.0}
     experts = Experts(cfg).to(device)
     for p in experts.parameters():
         nn.init.normal_(p, std=0.2)
@@ -245,15 +258,22 @@ class Stack(nn.Module):
             self.block.append(Layer(cfg, i == 0, decoder, moe))
         self.final_layer_norm = RMSNorm(cfg["d_model"], cfg["layer_norm_epsilon"])
 
-    def forward(self, x, ids, keep, memory=None, memory_keep=None):
+    def forward(self, x, ids, part, memory=None, memory_part=None, kept=None):
+        """part: [batch, n], which of the texts packed into a row a token belongs to, 0: padding. With
+        kept (Attention.forward) x is one token a row, the next."""
         n = x.shape[1]
         dtype = product_dtype(x)
-        bias = self.block[0].layer[0].SelfAttention.position_bias(n, n, x.device)
-        bias = bias + torch.where(keep[:, None, None, :], 0.0, MASKED)
+        own = self.block[0].layer[0].SelfAttention
+        cross = None
         if self.decoder:
-            bias = bias + torch.full((n, n), MASKED, device=x.device).triu(1)
-            cross = torch.where(memory_keep[:, None, None, :], 0.0, MASKED).to(dtype)
-            cross = cross.expand(-1, -1, n, -1)
+            cross = torch.where(part[:, None, :, None] == memory_part[:, None, None, :], 0.0, MASKED).to(dtype)
+        if kept is None:
+            bias = own.position_bias(n, n, x.device)
+            bias = bias + torch.where(part[:, None, :, None] == part[:, None, None, :], 0.0, MASKED)
+            if self.decoder:
+                bias = bias + torch.full((n, n), MASKED, device=x.device).triu(1)
+        else:
+            bias = own.position_bias(n, n + (kept[own][0].shape[2] if own in kept else 0), x.device)
         bias = bias.to(dtype)
         drop = lambda t: F.dropout(t, self.dropout, self.training)
         carried, aux, b = {}, 0.0, 0
@@ -261,10 +281,11 @@ class Stack(nn.Module):
         for layer in self.block:
             sub = layer.layer[0]
             h = sub.layer_norm(x)
-            x = x + drop(sub.SelfAttention(h, h, bias))
+            x = x + drop(sub.SelfAttention(h, h, bias, kept))
             if self.decoder:
                 sub = layer.layer[1]
-                x = x + drop(sub.EncDecAttention(sub.layer_norm(x), memory, cross))
+                source = None if kept and sub.EncDecAttention in kept else memory
+                x = x + drop(sub.EncDecAttention(sub.layer_norm(x), source, cross, kept))
             sub = layer.layer[-1]
             h = sub.layer_norm(x)
             if isinstance(sub.mlp, MoE):
@@ -272,7 +293,7 @@ class Stack(nn.Module):
                 decision = self.decide(sub.mlp, rows, ids.flatten(), carried.pop(b, None))
                 if hasattr(sub.mlp, "pregate"):
                     carried[b + self.lookahead] = sub.mlp.pregate(rows)
-                out, block_aux = sub.mlp(rows, decision, keep.flatten())
+                out, block_aux = sub.mlp(rows, decision, part.flatten() > 0)
                 x, aux, b = x + drop(out.view_as(x)), aux + block_aux, b + 1
             else:
                 x = x + drop(sub.mlp(h))
@@ -298,23 +319,25 @@ class Switch(nn.Module):
         self.encoder = Stack(cfg, False, lookahead["encoder"], routing)
         self.decoder = Stack(cfg, True, lookahead["decoder"], routing)
 
-    def forward(self, ids, keep, decoder_ids, decoder_keep):
-        memory, aux = self.encoder(self.shared(ids), ids, keep)
-        x, decoder_aux = self.decoder(self.shared(decoder_ids), decoder_ids, decoder_keep, memory, keep)
+    def forward(self, ids, part, decoder_ids, decoder_part):
+        memory, aux = self.encoder(self.shared(ids), ids, part)
+        x, decoder_aux = self.decoder(self.shared(decoder_ids), decoder_ids, decoder_part, memory, part)
         return F.linear(x * self.cfg["d_model"] ** -0.5, self.shared.weight), aux + decoder_aux
 
     @torch.no_grad()
-    def greedy(self, ids, keep, max_tokens):
-        memory, _ = self.encoder(self.shared(ids), ids, keep)
-        out = torch.zeros((ids.shape[0], 1), dtype=torch.long, device=ids.device)
-        done = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    def greedy(self, ids, max_tokens):
+        part = (ids > 0).long()
+        memory, _ = self.encoder(self.shared(ids), ids, part)
+        token, one, kept = torch.zeros_like(ids[:, :1]), torch.ones_like(ids[:, :1]), {}
+        done, out = torch.zeros_like(token, dtype=torch.bool), []
         for step in range(max_tokens):
-            x, _ = self.decoder(self.shared(out), out, torch.ones_like(out, dtype=torch.bool), memory, keep)
-            token = F.linear(x[:, -1], self.shared.weight).argmax(-1).masked_fill(done, 0)
-            out, done = torch.cat([out, token[:, None]], 1), done | (token == self.cfg["eos_token_id"])
-            if step % 4 == 3 and done.all():
+            x, _ = self.decoder(self.shared(token), token, one, memory, part, kept)
+            token = F.linear(x, self.shared.weight).argmax(-1).masked_fill(done, 0)
+            out.append(token)
+            done |= token == self.cfg["eos_token_id"]
+            if step % 8 == 7 and done.all():
                 break
-        return out[:, 1:]
+        return torch.cat(out, 1)
 
 
 def initialise(model, seed):
@@ -337,12 +360,15 @@ def moe_names(model):
 
 
 def rewire(state, model):
-    """A pre-gate starts as the router of the block it decides; the rest is carried over by name."""
+    """A pre-gate that `state` lacks starts as the router of the block it decides; the rest is carried over
+    by name."""
     wanted = model.state_dict()
     new = {k: v for k, v in state.items() if k in wanted}
     for names, n in zip(moe_names(model), model.lookahead.values()):
         for name, later in zip(names, names[n:] if n > 0 else []):
-            new[f"{name}.pregate.classifier.weight"] = state[f"{later}.router.classifier.weight"]
+            pregate, router = f"{name}.pregate.classifier.weight", f"{later}.router.classifier.weight"
+            if pregate not in new:
+                new[pregate] = state[router]
     model.load_state_dict(new)
 
 

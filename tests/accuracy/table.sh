@@ -22,7 +22,9 @@ ln -sfn "$(realpath "$start")" "$out/base-8"
 run() { # run "NAME BASE COMMAND ARGS...": once BASE is there, if there is time
     local name base args
     read -r name base args <<<"$1"
-    ! grep -q "\"name\": \"$name\"" "$out/table.jsonl" || return 0
+    if grep -q "\"name\": \"$name\"" "$out/table.jsonl" && [[ $name != base-* || -e $out/$name/config.json ]]; then
+        return 0
+    fi
     until [ -e "$out/$base/config.json" ] || [ "$(date +%s)" -ge "$end" ]; do
         sleep 1
     done
@@ -32,7 +34,7 @@ run() { # run "NAME BASE COMMAND ARGS...": once BASE is there, if there is time
     fi
     # shellcheck disable=SC2086 # args are words
     "$python" "$here/train.py" $args --name "$name" --from "$out/$base" --text "$text" --dev "$dev" \
-        --result "$out/table.jsonl" --lr 1e-3 --warmup 20 --tokens "${TOKENS:-16384}" --workers 1 \
+        --result "$out/table.jsonl" --lr "${LR:-1e-3}" --warmup 20 --rows "${ROWS:-172}" --workers 1 \
         --dev-passes "${PASSES:-2}" >/dev/null || echo "$name: failed"
 }
 export -f run

@@ -20,6 +20,8 @@ character error rate: `dev` on one piece of every paragraph, `dev_wide` on --dev
 Needs torch (a GPU for anything real), safetensors, sentencepiece.
 """
 import argparse
+import functools
+import itertools
 import json
 import pathlib
 import random
@@ -35,7 +37,6 @@ import metrics
 import switch
 
 MAX_TOKENS = 96
-WIDTHS = 16  # batches are padded to a multiple of it
 AUX_WEIGHT = 0.01
 LABEL_SMOOTHING = 0.05
 NOT_IN_RESULTS = ("config", "text", "dev", "out", "result", "report", "until")
@@ -55,9 +56,8 @@ def typo(word, rng):
     return word[:at + 1] + word[at:]
 
 
-def make_pair(paragraph, rng, task, typo_rate=0.02):
-    """A run of 5 to 60 words: (what is left of it, itself)."""
-    words = paragraph.split()
+def make_pair(words, rng, task, typo_rate=0.02):
+    """A run of 5 to 60 words of a paragraph: (what is left of it, itself)."""
     n = rng.randint(5, 60)
     at = rng.randrange(max(1, len(words) - n))
     reference = " ".join(words[at:at + n])
@@ -69,52 +69,87 @@ def make_pair(paragraph, rng, task, typo_rate=0.02):
 
 
 def paragraphs(path):
-    return [p for p in pathlib.Path(path).read_text().splitlines() if len(p.split()) > 5]
+    """Of those of more than five words: the words."""
+    return [words for words in map(str.split, pathlib.Path(path).read_text().splitlines()) if len(words) > 5]
 
 
 def padded(rows, width):
     return torch.tensor([r + [0] * (width - len(r)) for r in rows])
 
 
+def pack(pairs, width):
+    """Rows of pairs whose longer sides have room in `width` together: best fit, the longest first."""
+    with_room = [[] for _ in range(width + 1)]
+    for pair in sorted(pairs, key=lambda p: -max(map(len, p))):
+        size = max(map(len, pair))
+        room = next((room for room in range(size, width + 1) if with_room[room]), None)
+        row = [] if room is None else with_room[room].pop()
+        row.append(pair)
+        with_room[(width if room is None else room) - size].append(row)
+    return [row for rows in with_room for row in rows]
+
+
 class Batches(torch.utils.data.IterableDataset):
-    """Endless batches (ids, target) of one padded width each. Every worker has its own random numbers
-    and the loader takes turns, so the order depends on the seed and the number of workers alone."""
+    """Endless batches [ids, part, decoder ids, decoder part, target][row][token] of one size; part says
+    which of the pairs packed into a row a token belongs to, 0: padding. Every worker has its own random
+    numbers and the loader takes turns, so the order depends on the seed and the number of workers alone."""
 
     def __init__(self, args, spiece):
         self.paragraphs, self.spiece = paragraphs(args.text), spiece
-        self.task, self.tokens, self.seed, self.sample = args.task, args.tokens, args.seed, args.sample
+        self.task, self.rows, self.seed, self.sample = args.task, args.rows, args.seed, args.sample
+
+    def pairs(self, rng):
+        pieces = sentencepiece.SentencePieceProcessor(model_file=self.spiece)
+        of_word = functools.lru_cache(1 << 18)(pieces.encode)
+        encode = lambda text: [piece for word in text.split() for piece in of_word(word)]
+        while True:
+            source, reference = make_pair(rng.choice(self.paragraphs), rng, self.task)
+            cut = rng.random() < self.sample
+            ids = pieces.encode(source, enable_sampling=True, alpha=0.3, nbest_size=-1) if cut else encode(source)
+            yield ids[:MAX_TOKENS - 1] + [1], encode(reference)[:MAX_TOKENS - 1] + [1]
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         sentencepiece.set_random_generator_seed(rng.randrange(1 << 31))
-        pieces = sentencepiece.SentencePieceProcessor(model_file=self.spiece)
-        waiting = {}
+        pairs, waiting = self.pairs(rng), []
         while True:
-            source, reference = make_pair(rng.choice(self.paragraphs), rng, self.task)
-            ways = {"enable_sampling": True, "alpha": 0.3, "nbest_size": -1} if rng.random() < self.sample else {}
-            pair = [pieces.encode(source, **ways)[:MAX_TOKENS - 1] + [1], pieces.encode(reference)[:MAX_TOKENS - 1] + [1]]
-            width = -(-max(map(len, pair)) // WIDTHS) * WIDTHS
-            rows = waiting.setdefault(width, [])
-            rows.append(pair)
-            if len(rows) >= self.tokens // width:
-                yield tuple(padded(side, width) for side in zip(*rows))
-                waiting[width] = []
+            waiting += itertools.islice(pairs, 3 * self.rows - len(waiting))
+            rows = pack(waiting, MAX_TOKENS)
+            yield torch.stack([padded([[x for i, pair in enumerate(row, 1) for x in side(i, *pair)]
+                                       for row in rows[:self.rows]], MAX_TOKENS) for side in SIDES])
+            waiting = [pair for row in rows[self.rows:] for pair in row]
 
 
-def loss_of(model, ids, target, teacher=None, distil=0.0):
-    keep, target_keep = ids > 0, target > 0
-    decoder_ids = F.pad(target, (1, 0))[:, :-1] * target_keep
-    logits, aux = model(ids, keep, decoder_ids, target_keep)
-    logits = logits.flatten(0, 1).float()
-    loss = F.cross_entropy(logits, target.flatten(), ignore_index=0, label_smoothing=LABEL_SMOOTHING)
+SIDES = (lambda i, ids, target: ids, lambda i, ids, target: [i] * len(ids),
+         lambda i, ids, target: [0] + target[:-1], lambda i, ids, target: [i] * len(target),
+         lambda i, ids, target: target)
+
+
+def loss_of(model, batch, teacher=None, distil=0.0):
+    *sides, target = batch
+    logits, aux = model(*sides)
+    logits, target = logits.flatten(0, 1).float(), target.flatten()
+    loss = F.cross_entropy(logits, target, ignore_index=0, label_smoothing=LABEL_SMOOTHING)
     total = loss + AUX_WEIGHT * aux
     if teacher is not None:
         with torch.no_grad():
-            wanted = teacher(ids, keep, decoder_ids, target_keep)[0].flatten(0, 1).float().log_softmax(-1)
+            wanted = teacher(*sides)[0].flatten(0, 1).float().log_softmax(-1)
         apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
-        total = total + distil * (apart * target_keep.flatten()).sum() / target_keep.sum()
+        total = total + distil * (apart * (target > 0)).sum() / (target > 0).sum()
     return total, loss
+
+
+def compiled(model, batch, *rest):
+    """loss_of, compiled where that works."""
+    fast = torch.compile(loss_of, dynamic=False, fullgraph=True)
+    try:
+        fast(model, batch, *rest)[0].backward()
+    except Exception as error:  # whatever a compiler may raise
+        print(f"not compiled: {str(error).splitlines()[0]}", file=sys.stderr, flush=True)
+        fast = loss_of
+    model.zero_grad(set_to_none=True)
+    return fast
 
 
 def answer(model, texts, pieces, device):
@@ -125,7 +160,7 @@ def answer(model, texts, pieces, device):
         chosen = order[at:at + 1024]
         rows = [pieces.encode(texts[i])[:MAX_TOKENS - 1] + [1] for i in chosen]
         ids = padded(rows, max(map(len, rows))).to(device)
-        for i, row in zip(chosen, model.greedy(ids, ids > 0, MAX_TOKENS).tolist()):
+        for i, row in zip(chosen, model.greedy(ids, MAX_TOKENS).tolist()):
             answers[i] = pieces.decode([t for t in (row[:row.index(1)] if 1 in row else row) if t > 1])
     return answers
 
@@ -141,32 +176,39 @@ def evaluate(model, args, pieces, device):
 
 
 def train(model, args, spiece, device, teacher):
-    parameters = [p for name, p in model.named_parameters()
-                  if not args.freeze_experts or "gate" in name or "router" in name]
+    for name, p in model.named_parameters():
+        p.requires_grad_(not args.freeze_experts or "gate" in name or "router" in name)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.98), weight_decay=args.weight_decay,
                                   fused=device == "cuda")
     loader = torch.utils.data.DataLoader(Batches(args, spiece), batch_size=None, num_workers=args.workers,
                                          pin_memory=device == "cuda", prefetch_factor=8 if args.workers else None)
     mean = [p.detach().clone() for p in parameters]
     model.train()
-    begin, last, tokens = time.time(), None, 0
+    autocast = torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+    loss_fn, begin, last, tokens = loss_of, time.time(), None, 0
     for step, batch in enumerate(loader):
+        batch = batch.to(device, non_blocking=True)
+        if args.compile and step == 0:
+            with autocast:
+                loss_fn = compiled(model, batch, teacher, args.distil)
+            print(f"{args.name} compiled in {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
+            begin = time.time()
         now = time.time()
         done = max(step / args.steps, (now - begin) / max(args.until - begin, 1e-9))
         if done >= 1:
             break
         optimiser.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup),
                                                         (1 - done) / max(args.cool, 1e-9))
-        ids, target = (t.to(device, non_blocking=True) for t in batch)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            total, loss = loss_of(model, ids, target, teacher, args.distil)
+        with autocast:
+            total, loss = loss_fn(model, batch, teacher, args.distil)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
         optimiser.step()
         with torch.no_grad():
             torch._foreach_lerp_(mean, parameters, 1 - min(args.ema, (step + 1) / (step + 10)))
-        tokens += target.numel()
+        tokens += batch[0].numel()
         if step % args.report == 0:
             last = loss.item()
             print(f"{args.name} step {step} loss {last:.4f} {now - begin:.0f} s, "
@@ -225,7 +267,8 @@ def main():
     parser.add_argument("--distil", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=1 << 30)
     parser.add_argument("--until", type=float, default=float("inf"), help="time of day, in seconds since 1970")
-    parser.add_argument("--tokens", type=int, default=32768, help="padded tokens of a batch, one side")
+    parser.add_argument("--rows", type=int, default=344, help="of a batch; each has pairs of up to 96 tokens a side")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: a minute at first, then faster steps")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=0, help="steps")
     parser.add_argument("--cool", type=float, default=1.0)
