@@ -12,8 +12,6 @@
 #include <sys/statvfs.h>
 #include <unistd.h>
 
-static const uint64_t HUGE_FROM_BYTES = 32 << 20; /* smaller regions would waste more than gain */
-
 static const char name_prefix[] = "/pregate-";
 
 static moe_status check_name(const char *name, moe_err *err)
@@ -48,17 +46,6 @@ static moe_status check_free_space(int fd, const char *name, uint64_t bytes, moe
                         (unsigned long long)((bytes + (1u << 20) - 1) >> 20));
     }
     return MOE_OK;
-}
-
-/* Pages come into being here, huge ones where the system gives them to shared memory that asks
- * (shmem_enabled=advise): a drive then takes a MiB in one request instead of in pieces. What fails
- * is left to allocate(). */
-static void populate_huge(void *base, uint64_t bytes)
-{
-    if (bytes >= HUGE_FROM_BYTES && madvise(base, bytes, MADV_HUGEPAGE) == 0) {
-        int rc = madvise(base, bytes, MADV_POPULATE_WRITE);
-        (void)rc;
-    }
 }
 
 static moe_status allocate(int fd, const char *name, uint64_t bytes, moe_err *err)
@@ -119,16 +106,11 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
     if (st != MOE_OK) {
         goto fail;
     }
-    if (ftruncate(fd, (off_t)bytes) != 0) {
-        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, errno, "cannot size %s", name);
-        goto fail;
-    }
-    st = map(fd, name, bytes, true, &base, err);
+    st = allocate(fd, name, bytes, err);
     if (st != MOE_OK) {
         goto fail;
     }
-    populate_huge(base, bytes);
-    st = allocate(fd, name, bytes, err);
+    st = map(fd, name, bytes, true, &base, err);
     if (st != MOE_OK) {
         goto fail;
     }

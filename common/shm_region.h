@@ -1,10 +1,10 @@
 /* shm_region.h - named shared memory: create, open, map, unlink. Knows no CUDA.
  *
  * Creation checks the free space of /dev/shm first (statvfs) and allocates every page
- * (posix_fallocate), so that later access can never raise SIGBUS; large regions ask for huge pages.
- * A region is never truncated, punched or replaced while mapped. Names: "/pregate-..." at most 63
- * bytes. Mode 0600; 0640 or 0660 where a group of workers reads or writes. Threads: a region
- * belongs to its owner; the mapping may be read by any thread.
+ * (posix_fallocate), so that later access can never raise SIGBUS. A region is never truncated,
+ * punched or replaced while mapped.
+ * Names: "/pregate-..." at most 63 bytes. Mode 0600; 0640 or 0660 where a group of workers reads or
+ * writes. Threads: a region belongs to its owner; the mapping may be read by any thread.
  */
 #ifndef MOE_COMMON_SHM_REGION_H
 #define MOE_COMMON_SHM_REGION_H

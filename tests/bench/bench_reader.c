@@ -188,16 +188,13 @@ static moe_status measure(bench *b, moe_err *err)
     }
     b->slot_bytes = xs_catalog_get_info(b->catalog)->slot_bytes;
     size_t bytes = b->slot_bytes * b->cfg->n_slots;
-    void *slots = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    void *slots =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1,
+             0); /* shmem, as the store's */
     busy = calloc(b->cfg->n_slots, sizeof *busy);
     if (slots == MAP_FAILED || busy == NULL) {
         free(busy);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "%zu bytes of slots", bytes);
-    }
-    /* shared memory that asks for huge pages, as the store's: common/shm_region.c */
-    if (madvise(slots, bytes, MADV_HUGEPAGE) != 0 ||
-        madvise(slots, bytes, MADV_POPULATE_WRITE) != 0) {
-        memset(slots, 0, bytes);
     }
     b->slots = slots;
     xs_reader_cfg cfg = {.catalog = b->catalog,

@@ -143,7 +143,7 @@ static const xs_host good_host = {.kernel = "6.1",
                                   .cgroup_bytes = UINT64_MAX,
                                   .shm_bytes = 32 * GIB,
                                   .shm_free_bytes = 32 * GIB,
-                                  .shm_huge = "advise",
+                                  .shm_huge = "never",
                                   .n_nodes = 1};
 
 static xs_finding judged(const xs_host *h, uint64_t needed_bytes, const char *name)
@@ -194,17 +194,6 @@ static void a_memlock_limit_matters_unless_it_is_large_or_does_not_bind(void **s
     h.memlock_bytes = 16 * GIB;
     assert_int_equal(XS_GOOD, judged(&h, 15 * GIB, "memlock").verdict);
     assert_int_equal(XS_SLOW, judged(&h, 17 * GIB, "memlock").verdict);
-}
-
-static void huge_pages_are_missed_where_shared_memory_gets_none(void **state)
-{
-    (void)state;
-    xs_host h = good_host;
-    snprintf(h.shm_huge, sizeof h.shm_huge, "never");
-    xs_finding f = judged(&h, 15 * GIB, "huge pages");
-    assert_int_equal(XS_SLOW, f.verdict);
-    has(f.cost, "half its speed");
-    has(f.change, "echo advise");
 }
 
 static void shared_memory_must_be_there_and_should_hold_the_slots(void **state)
@@ -371,7 +360,6 @@ int main(void)
         cmocka_unit_test(this_machine_can_be_read),
         cmocka_unit_test(a_good_machine_has_nothing_to_change),
         cmocka_unit_test(a_memlock_limit_matters_unless_it_is_large_or_does_not_bind),
-        cmocka_unit_test(huge_pages_are_missed_where_shared_memory_gets_none),
         cmocka_unit_test(shared_memory_must_be_there_and_should_hold_the_slots),
         cmocka_unit_test(a_control_group_bounds_memory_and_is_named),
         cmocka_unit_test(several_memory_nodes_are_worth_a_word),
