@@ -1,4 +1,4 @@
-/* shm_region.c - POSIX shared memory with every page there before anyone maps it.
+/* shm_region.c - POSIX shared memory with every page there before it has its full size.
  * Called by the store (creates) and by workers (open), at start and at shutdown only. Names outlive
  * the process on purpose: a restarted store adopts them; moe_shm_unlink removes them. */
 #include "common/shm_region.h"
@@ -11,6 +11,10 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
+
+#include "common/shm_pages.h"
+
+enum { MIN_COLLAPSED_BYTES = 16 << 20 }; /* smaller regions are no reads' destinations */
 
 static const char name_prefix[] = "/pregate-";
 
@@ -62,13 +66,42 @@ static moe_status allocate(int fd, const char *name, uint64_t bytes, moe_err *er
     return MOE_OK;
 }
 
+/* Where a mapping of bytes may go: large ones at a multiple of a huge page, which they need to be
+ * mapped by huge pages. NULL: anywhere. MAP_FAILED with errno. */
+static char *reserve_addresses(uint64_t bytes)
+{
+    if (bytes < MOE_HUGE_PAGE_BYTES) {
+        return NULL;
+    }
+    char *all = mmap(NULL, bytes + MOE_HUGE_PAGE_BYTES, PROT_NONE,
+                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (all == MAP_FAILED) {
+        return all;
+    }
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    uint64_t used = (bytes + page_bytes - 1) / page_bytes * page_bytes;
+    uint64_t before = -(uintptr_t)all % MOE_HUGE_PAGE_BYTES;
+    if (before > 0) {
+        munmap(all, before);
+    }
+    munmap(all + before + used, bytes + MOE_HUGE_PAGE_BYTES - before - used);
+    return all + before;
+}
+
 static moe_status map(int fd, const char *name, uint64_t bytes, bool writable, void **out_base,
                       moe_err *err)
 {
     int protection = writable ? PROT_READ | PROT_WRITE : PROT_READ;
-    void *base = mmap(NULL, bytes, protection, MAP_SHARED, fd, 0);
+    char *at = reserve_addresses(bytes);
+    void *base = at;
+    if (at != MAP_FAILED) {
+        base = mmap(at, bytes, protection, MAP_SHARED | (at != NULL ? MAP_FIXED : 0), fd, 0);
+    }
     if (base == MAP_FAILED) {
         int code = errno;
+        if (at != NULL && at != MAP_FAILED) {
+            munmap(at, bytes);
+        }
         return MOE_FAIL_NATIVE(err, code == ENOMEM ? MOE_ERR_NO_MEMORY : MOE_ERR_IO,
                                MOE_LAYER_ERRNO, code, "cannot map %llu bytes of %s",
                                (unsigned long long)bytes, name);
@@ -96,6 +129,7 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
                         (unsigned long long)bytes, mode);
     }
     void *base = NULL;
+    uint64_t huge_bytes = 0;
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0) {
         int code = errno;
@@ -106,11 +140,16 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
     if (st != MOE_OK) {
         goto fail;
     }
-    st = allocate(fd, name, bytes, err);
+    st = map(fd, name, bytes, true, &base, err);
     if (st != MOE_OK) {
         goto fail;
     }
-    st = map(fd, name, bytes, true, &base, err);
+    if (bytes >= MIN_COLLAPSED_BYTES) {
+        /* Not the last one: the full size says that every page is there. */
+        uint64_t n_pages = (bytes - 1) / MOE_HUGE_PAGE_BYTES;
+        huge_bytes = moe_shm_collapse(fd, base, n_pages * MOE_HUGE_PAGE_BYTES);
+    }
+    st = allocate(fd, name, bytes, err);
     if (st != MOE_OK) {
         goto fail;
     }
@@ -121,6 +160,7 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
         goto fail;
     }
     fill(out, name, fd, base, bytes, true);
+    out->huge_bytes = huge_bytes;
     return MOE_OK;
 fail:
     if (base != NULL) {

@@ -2,7 +2,9 @@
  *
  * Creation checks the free space of /dev/shm first (statvfs) and allocates every page
  * (posix_fallocate), so that later access can never raise SIGBUS. A region is never truncated,
- * punched or replaced while mapped.
+ * punched or replaced while mapped. A region has its full size only once every page is there; a
+ * creator that dies earlier leaves a shorter one. Large regions get huge pages where there are any,
+ * and are mapped at a multiple of one.
  * Names: "/pregate-..." at most 63 bytes. Mode 0600; 0640 or 0660 where a group of workers reads or
  * writes. Threads: a region belongs to its owner; the mapping may be read by any thread.
  */
@@ -22,6 +24,7 @@ typedef struct moe_shm_region {
     int fd;     /* owned; -1 when closed */
     void *base; /* owned mapping; NULL when unmapped */
     uint64_t bytes;
+    uint64_t huge_bytes; /* of these, made of huge pages; known to the creator only, 0 else */
     bool writable;
 } moe_shm_region;
 

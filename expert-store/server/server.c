@@ -167,6 +167,19 @@ static void pin_slots(xs_store *s)
     }
 }
 
+/* Only of slots this process made: what an adopted region consists of is not known. */
+static void log_small_pages(const xs_store *s)
+{
+    const moe_shm_region *slots = &s->regions.slots;
+    if (!s->regions.adopted && s->model.catalog != NULL &&
+        slots->bytes - slots->huge_bytes > slots->bytes / 8) {
+        moe_log(MOE_LOG_WARN, "store", "small_pages",
+                "bytes=%llu huge_bytes=%llu cost=\"a drive may deliver half as much into 4 KiB "
+                "pages\"",
+                (unsigned long long)slots->bytes, (unsigned long long)slots->huge_bytes);
+    }
+}
+
 static moe_status open_reader(xs_store *s, moe_err *err)
 {
     const xs_reader_cfg cfg = {.catalog = s->model.catalog,
@@ -314,6 +327,7 @@ static moe_status start(xs_server *sv, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
+    log_small_pages(s);
     pin_slots(s);
     st = open_reader(s, err);
     if (st == MOE_OK) {

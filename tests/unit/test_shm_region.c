@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "common/file.h"
+#include "common/shm_pages.h"
 #include "common/shm_region.h"
 
 static char name[MOE_SHM_NAME_BYTES]; /* of this process, so that parallel runs do not meet */
@@ -60,6 +61,32 @@ static void every_page_is_allocated(void **state)
     assert_int_equal(0, fstat(a.fd, &info));
     assert_true((uint64_t)info.st_blocks * 512 >= a.bytes);
     moe_shm_close(&a);
+}
+
+static void a_large_region_is_whole_zero_and_at_a_huge_page(void **state)
+{
+    (void)state;
+    enum { BYTES = (200 << 20) + 5000 }; /* enough for several threads */
+    moe_shm_region a = MOE_SHM_REGION_NONE;
+    moe_shm_region b = MOE_SHM_REGION_NONE;
+    assert_int_equal(MOE_OK, moe_shm_create(name, BYTES, 0600, &a, NULL));
+    struct stat info = {0};
+    assert_int_equal(0, fstat(a.fd, &info));
+    assert_int_equal(BYTES, info.st_size);
+    assert_true((uint64_t)info.st_blocks * 512 >= a.bytes);
+    assert_true(a.huge_bytes <= a.bytes); /* none where the kernel has none to give */
+    assert_int_equal(0, a.huge_bytes % MOE_HUGE_PAGE_BYTES);
+    assert_int_equal(MOE_OK, moe_shm_open(name, false, &b, NULL));
+    assert_int_equal(BYTES, b.bytes);
+    assert_int_equal(0, (uintptr_t)a.base % MOE_HUGE_PAGE_BYTES);
+    assert_int_equal(0, (uintptr_t)b.base % MOE_HUGE_PAGE_BYTES);
+    const char *bytes = b.base;
+    assert_int_equal(0, bytes[0]);
+    assert_int_equal(0, memcmp(bytes, bytes + 1, BYTES - 1)); /* all like the first */
+    memcpy((char *)a.base + BYTES - 5, "last", 5);
+    assert_string_equal("last", bytes + BYTES - 5);
+    moe_shm_close(&a);
+    moe_shm_close(&b);
 }
 
 static void an_existing_name_is_busy(void **state)
@@ -252,6 +279,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_teardown(created_memory_is_zero_and_shared, remove_leftovers),
         cmocka_unit_test_teardown(every_page_is_allocated, remove_leftovers),
+        cmocka_unit_test_teardown(a_large_region_is_whole_zero_and_at_a_huge_page,
+                                  remove_leftovers),
         cmocka_unit_test_teardown(an_existing_name_is_busy, remove_leftovers),
         cmocka_unit_test_teardown(too_large_a_region_says_what_is_free_and_leaves_no_name,
                                   remove_leftovers),
