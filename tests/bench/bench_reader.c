@@ -7,11 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/shm_region.h"
 #include "common/text.h"
 #include "expert-store/catalog/catalog.h"
 #include "expert-store/reader/extent_reader.h"
@@ -20,7 +21,7 @@ typedef struct bench_config {
     char store[MOE_CFG_STR_BYTES];
     int engine;
     bool direct;
-    uint64_t depth, split_bytes, n_slots, verify_threads, seed;
+    uint64_t depth, split_bytes, n_slots, demand, speculative, verify_threads, seed;
     double seconds;
 } bench_config;
 
@@ -34,6 +35,9 @@ static const moe_config_row rows[] = {
     ROW(depth, MOE_CFG_U64, 1, 4096, "32", "reads in flight"),
     ROW(split_bytes, MOE_CFG_SIZE, 4096, 1 << 30, "1MiB", "one read"),
     ROW(n_slots, MOE_CFG_U64, 1, 1 << 16, "16", "slots to read into"),
+    ROW(demand, MOE_CFG_U64, 0, 1 << 16, "0",
+        "experts in flight whose latency counts; 0 = as many as slots and reader take"),
+    ROW(speculative, MOE_CFG_U64, 0, 64, "0", "further experts in flight, begun anew as they end"),
     ROW(verify_threads, MOE_CFG_U64, 1, 64, "2", "threads that hash chunks"),
     ROW(seed, MOE_CFG_U64, 0, 1e18, "1", "of the random choice of experts"),
     ROW(seconds, MOE_CFG_F64, 0.1, 600, "5", "how long new reads are started"),
@@ -52,7 +56,7 @@ typedef struct bench {
     const bench_config *cfg;
     xs_catalog *catalog;
     xs_reader *reader;
-    char *slots;
+    moe_shm_region slots; /* as the store makes them */
     uint64_t slot_bytes;
     int64_t *latency_ns; /* [n] submit to verified; grows */
     size_t n, capacity;
@@ -104,6 +108,9 @@ static moe_status harvest(bench *b, bool *busy, moe_err *err)
             return MOE_FAIL(err, done[i].status, "%s", done[i].text);
         }
         busy[done[i].slot] = false;
+        if (done[i].slot < b->cfg->speculative) {
+            continue;
+        }
         moe_status st =
             keep_latency(b, done[i].queued_ns + done[i].read_ns + done[i].verify_ns, err);
         if (st != MOE_OK) {
@@ -113,34 +120,46 @@ static moe_status harvest(bench *b, bool *busy, moe_err *err)
     return MOE_OK;
 }
 
-static moe_status run(bench *b, bool *busy, moe_err *err)
+/* The first slots are the speculative ones, the others those of demand. */
+static moe_status submit(bench *b, bool *busy, uint64_t *random, moe_err *err)
 {
     uint32_t n_experts = xs_catalog_get_info(b->catalog)->shape.n_experts_total;
+    uint64_t n_used = b->cfg->demand == 0 ? b->cfg->n_slots : b->cfg->speculative + b->cfg->demand;
+    for (uint32_t slot = 0; slot < n_used; slot++) {
+        if (busy[slot]) {
+            continue;
+        }
+        uint32_t expert = (uint32_t)(next_random(random) % n_experts);
+        moe_status st = xs_reader_submit(b->reader, expert, slot, 0, err);
+        if (st != MOE_OK) {
+            return st == MOE_ERR_AGAIN ? MOE_OK : st;
+        }
+        busy[slot] = true;
+    }
+    return MOE_OK;
+}
+
+static moe_status run(bench *b, bool *busy, moe_err *err)
+{
     uint64_t random = b->cfg->seed * 2 + 1;
     int64_t start_ns = moe_now_ns();
     int64_t stop_ns = start_ns + (int64_t)(b->cfg->seconds * 1e9);
     double cpu_before = cpu_seconds();
-    do {
-        bool running = moe_now_ns() < stop_ns;
-        for (uint32_t slot = 0; running && slot < b->cfg->n_slots; slot++) {
-            if (busy[slot]) {
-                continue;
-            }
-            uint32_t expert = (uint32_t)(next_random(&random) % n_experts);
-            moe_status st = xs_reader_submit(b->reader, expert, slot, 0, err);
-            if (st == MOE_ERR_AGAIN) {
-                break;
-            }
+    for (;;) {
+        if (moe_now_ns() < stop_ns) {
+            moe_status st = submit(b, busy, &random, err);
             if (st != MOE_OK) {
                 return st;
             }
-            busy[slot] = true;
+        }
+        if (xs_reader_get_counters(b->reader)->experts_in_flight == 0) {
+            break; /* only after stop_ns: until then some were just submitted */
         }
         moe_status st = harvest(b, busy, err);
         if (st != MOE_OK) {
             return st;
         }
-    } while (xs_reader_get_counters(b->reader)->experts_in_flight > 0);
+    }
     b->seconds = (double)(moe_now_ns() - start_ns) / 1e9;
     b->cpu_seconds = cpu_seconds() - cpu_before;
     b->bytes = xs_reader_get_counters(b->reader)->read_bytes;
@@ -168,13 +187,16 @@ static void print_result(bench *b)
     printf(
         "{\"bench\": \"reader\", \"engine\": \"%s\", \"direct\": %s, \"registered_buffers\": %s, "
         "\"note\": %s, \"depth\": %llu, \"split_bytes\": %llu, \"verify_threads\": %llu, "
-        "\"slot_bytes\": %llu, \"experts\": %zu, \"seconds\": %.3f, \"gb_per_s\": %.3f, "
+        "\"slot_bytes\": %llu, \"huge_bytes\": %llu, \"demand\": %llu, \"speculative\": %llu, "
+        "\"experts\": %zu, \"seconds\": %.3f, \"gb_per_s\": %.3f, "
         "\"cpu_seconds_per_gb\": %.4f, \"p50_us\": %.1f, \"p99_us\": %.1f}\n",
         names[report->engine], report->direct ? "true" : "false",
         report->registered_buffers ? "true" : "false", note.data != NULL ? note.data : "\"\"",
         (unsigned long long)b->cfg->depth, (unsigned long long)b->cfg->split_bytes,
-        (unsigned long long)b->cfg->verify_threads, (unsigned long long)b->slot_bytes, b->n,
-        b->seconds, gb / b->seconds, b->cpu_seconds / gb, (double)b->latency_ns[middle] / 1e3,
+        (unsigned long long)b->cfg->verify_threads, (unsigned long long)b->slot_bytes,
+        (unsigned long long)b->slots.huge_bytes, (unsigned long long)b->cfg->demand,
+        (unsigned long long)b->cfg->speculative, b->n, b->seconds, gb / b->seconds,
+        b->cpu_seconds / gb, (double)b->latency_ns[middle] / 1e3,
         (double)b->latency_ns[late] / 1e3);
     moe_text_fini(&note);
 }
@@ -186,19 +208,27 @@ static moe_status measure(bench *b, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
+    if (b->cfg->speculative + b->cfg->demand > b->cfg->n_slots ||
+        b->cfg->speculative == b->cfg->n_slots) {
+        return MOE_FAIL(err, MOE_ERR_INVALID, "%llu slots are too few",
+                        (unsigned long long)b->cfg->n_slots);
+    }
     b->slot_bytes = xs_catalog_get_info(b->catalog)->slot_bytes;
     size_t bytes = b->slot_bytes * b->cfg->n_slots;
-    void *slots =
-        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_POPULATE, -1,
-             0); /* shmem, as the store's */
     busy = calloc(b->cfg->n_slots, sizeof *busy);
-    if (slots == MAP_FAILED || busy == NULL) {
-        free(busy);
+    if (busy == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "%zu bytes of slots", bytes);
     }
-    b->slots = slots;
+    char name[MOE_SHM_NAME_BYTES];
+    snprintf(name, sizeof name, "/pregate-bench-%ld", (long)getpid());
+    st = moe_shm_create(name, bytes, 0600, &b->slots, err);
+    moe_shm_unlink(name);
+    if (st != MOE_OK) {
+        free(busy);
+        return st;
+    }
     xs_reader_cfg cfg = {.catalog = b->catalog,
-                         .slots = b->slots,
+                         .slots = b->slots.base,
                          .slot_bytes = b->slot_bytes,
                          .n_slots = (uint32_t)b->cfg->n_slots,
                          .engine = (xs_engine)b->cfg->engine,
@@ -215,7 +245,7 @@ static moe_status measure(bench *b, moe_err *err)
         print_result(b);
     }
     xs_reader_destroy(b->reader);
-    munmap(slots, bytes);
+    moe_shm_close(&b->slots);
     free(busy);
     return st;
 }
@@ -231,7 +261,7 @@ int main(int argc, char **argv)
         moe_config_help(&spec, stdout);
         return 0;
     }
-    bench b = {.cfg = &cfg};
+    bench b = {.cfg = &cfg, .slots = MOE_SHM_REGION_NONE};
     if (st == MOE_OK) {
         st = measure(&b, &err);
     }
