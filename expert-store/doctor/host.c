@@ -231,12 +231,12 @@ static void judge_ram(const xs_host *h, uint64_t needed_bytes, xs_findings *out)
     }
 }
 
-/* Slots are shared memory: what counts is shmem_enabled of the mount at /dev/shm. */
+/* For information: common/shm_pages.h depends on no setting. */
 static void judge_huge_pages(const xs_host *h, xs_findings *out)
 {
     xs_findings_add(out, "huge pages", XS_NOTE,
-                    "shared memory: %s, anonymous: %s, set aside: %.1f GiB. Slots use the kernel's "
-                    "choice; with 4 KiB pages a worker registers them at about 17 GiB/s, once",
+                    "shared memory: %s, anonymous: %s, set aside: %.1f GiB. The store makes huge "
+                    "pages for its slots itself, from Linux 6.1 on",
                     h->shm_huge[0] != '\0' ? h->shm_huge : "unknown",
                     h->anonymous_huge[0] != '\0' ? h->anonymous_huge : "unknown",
                     (double)h->huge_page_pool_bytes / GIB);
