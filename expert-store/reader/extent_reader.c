@@ -26,6 +26,7 @@
 enum {
     MAX_DEPTH = 4096,           /* entries of a ring, far above any drive's queue */
     MAX_SPLIT_BYTES = 1 << 30,  /* one read; the kernel's own limit is just below 2 GiB */
+    SPECULATIVE_SHARE = 8,      /* of the depth: 4 MiB of 256 KiB reads at a depth of 128 */
     MAX_RETRIES_IN_A_ROW = 100, /* EINTR and EAGAIN without progress, then the read fails */
 };
 
@@ -40,8 +41,9 @@ typedef struct chunk { /* what one hash covers */
 } chunk;
 
 struct xs_job {
-    xs_job *next; /* in one of the lists free, waiting, done */
+    xs_job *next; /* in one of the lists free, waiting, speculative, done */
     uint32_t expert, slot;
+    bool speculative;
     uint64_t tag;
     xs_extent extent;
     uint64_t next_off; /* reads up to here were started */
@@ -76,7 +78,10 @@ struct xs_reader {
     chunk *chunks;             /* [max_jobs][max_chunks] owned */
     xs_read *reads;            /* [max_reads] owned */
     xs_read *free_reads;       /* linked by work.next */
-    job_list free, waiting, done;
+    job_list free, done;
+    job_list waiting, speculative; /* with reads to start; the second list only after the first */
+    uint32_t n_speculative_reads;  /* in flight */
+    uint32_t max_speculative_reads;
     xs_reader_report report;
     xs_reader_counters counters;
 };
@@ -100,6 +105,29 @@ static xs_job *pop_job(job_list *list)
         list->tail = list->head == NULL ? NULL : list->tail;
     }
     return job;
+}
+
+static void remove_job(job_list *list, const xs_job *job)
+{
+    xs_job *previous = NULL;
+    for (xs_job *j = list->head; j != NULL; previous = j, j = j->next) {
+        if (j != job) {
+            continue;
+        }
+        if (previous == NULL) {
+            list->head = j->next;
+        } else {
+            previous->next = j->next;
+        }
+        list->tail = list->tail == j ? previous : list->tail;
+        return;
+    }
+}
+
+/* Where the job is while it has reads to start. */
+static job_list *list_of(xs_reader *r, const xs_job *job)
+{
+    return job->speculative ? &r->speculative : &r->waiting;
 }
 
 void xs_reader_note(xs_reader_report *report, const char *fmt, ...)
@@ -267,6 +295,7 @@ moe_status xs_reader_create(const xs_reader_cfg *cfg, xs_reader **out, moe_err *
     r->split_bytes = cfg->split_bytes;
     r->max_chunks = moe_n_chunks(cfg->slot_bytes);
     r->max_jobs = jobs_for_depth(cfg);
+    r->max_speculative_reads = (cfg->depth + SPECULATIVE_SHARE - 1) / SPECULATIVE_SHARE;
     r->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (r->wake_fd < 0) {
         st = MOE_FAIL_NATIVE(err, MOE_ERR_LIMIT, MOE_LAYER_ERRNO, errno, "an eventfd");
@@ -313,8 +342,7 @@ static void fail_job(xs_reader *r, xs_job *job, moe_status status, const char *f
     va_end(args);
     if (job->next_off < job->extent.padded_bytes) {
         job->next_off = job->extent.padded_bytes;
-        MOE_ASSERT(r->waiting.head == job); /* only the head has started reads */
-        pop_job(&r->waiting);
+        remove_job(list_of(r, job), job);
     }
 }
 
@@ -439,6 +467,7 @@ static void end_read(xs_reader *r, xs_read *read)
     read->work.next = (xs_work *)r->free_reads;
     r->free_reads = read;
     r->counters.reads_in_flight--;
+    r->n_speculative_reads -= read->speculative;
     finish_if_nothing_is_open(r, job);
 }
 
@@ -467,7 +496,8 @@ static void start_read(xs_reader *r, xs_job *job)
                       .bytes = bytes,
                       .job = job,
                       .extent_off = job->next_off,
-                      .extent_bytes = bytes};
+                      .extent_bytes = bytes,
+                      .speculative = job->speculative};
     if (job->next_off == 0) {
         job->first_read_ns = moe_now_ns();
     }
@@ -475,17 +505,27 @@ static void start_read(xs_reader *r, xs_job *job)
     job->n_reads_open++;
     r->counters.reads++;
     r->counters.reads_in_flight++;
+    r->n_speculative_reads += read->speculative;
     r->ops->start(r->engine, read);
 }
 
-/* Starts reads in the order of submit until the engine is full, and sends them off. */
+static xs_job *next_to_read(xs_reader *r)
+{
+    if (r->waiting.head != NULL || r->n_speculative_reads >= r->max_speculative_reads) {
+        return r->waiting.head;
+    }
+    return r->speculative.head;
+}
+
+/* Starts reads, those of either list in the order of submit, until the engine is full, and sends
+ * them off. */
 static void pump(xs_reader *r)
 {
-    while (r->waiting.head != NULL && r->free_reads != NULL) {
-        xs_job *job = r->waiting.head;
+    xs_job *job = NULL;
+    while (r->free_reads != NULL && (job = next_to_read(r)) != NULL) {
         start_read(r, job);
         if (job->next_off == job->extent.padded_bytes) {
-            pop_job(&r->waiting);
+            pop_job(list_of(r, job));
         }
     }
     r->ops->flush(r->engine);
@@ -538,9 +578,10 @@ static bool slot_is_in_flight(const xs_reader *r, uint32_t slot)
     return false;
 }
 
-moe_status xs_reader_submit(xs_reader *r, uint32_t expert, uint32_t slot, uint64_t tag,
-                            moe_err *err)
+static moe_status submit(xs_reader *r, const xs_job *wanted, moe_err *err)
 {
+    uint32_t expert = wanted->expert;
+    uint32_t slot = wanted->slot;
     if (expert >= r->shape.n_experts_total || slot >= r->n_slots) {
         return MOE_FAIL(err, MOE_ERR_INVALID, "read of expert %u of %u into slot %u of %u", expert,
                         r->shape.n_experts_total, slot, r->n_slots);
@@ -558,15 +599,49 @@ moe_status xs_reader_submit(xs_reader *r, uint32_t expert, uint32_t slot, uint64
     chunk *chunks = job->chunks;
     *job = (xs_job){.expert = expert,
                     .slot = slot,
-                    .tag = tag,
+                    .speculative = wanted->speculative,
+                    .tag = wanted->tag,
                     .extent = extent,
                     .submitted_ns = moe_now_ns(),
                     .chunks = chunks};
     prepare_chunks(r, job);
-    append_job(&r->waiting, job);
+    append_job(list_of(r, job), job);
     r->counters.experts_in_flight++;
     pump(r);
     return MOE_OK;
+}
+
+moe_status xs_reader_submit(xs_reader *r, uint32_t expert, uint32_t slot, uint64_t tag,
+                            moe_err *err)
+{
+    const xs_job wanted = {.expert = expert, .slot = slot, .tag = tag};
+    return submit(r, &wanted, err);
+}
+
+moe_status xs_reader_submit_speculative(xs_reader *r, uint32_t expert, uint32_t slot, uint64_t tag,
+                                        moe_err *err)
+{
+    const xs_job wanted = {.expert = expert, .slot = slot, .speculative = true, .tag = tag};
+    return submit(r, &wanted, err);
+}
+
+void xs_reader_hurry(xs_reader *r, uint32_t slot)
+{
+    for (uint32_t i = 0; i < r->max_jobs; i++) {
+        xs_job *job = &r->jobs[i];
+        if (job->submitted_ns == 0 || job->slot != slot || !job->speculative) {
+            continue;
+        }
+        bool waits = job->next_off < job->extent.padded_bytes;
+        if (waits) {
+            remove_job(&r->speculative, job);
+        }
+        job->speculative = false;
+        if (waits) {
+            append_job(&r->waiting, job);
+            pump(r);
+        }
+    }
 }
 
 static void complete(const xs_job *job, xs_completion *out)
@@ -609,7 +684,7 @@ uint32_t xs_reader_harvest(xs_reader *r, xs_completion *out, uint32_t max)
 static void stop_reading(xs_reader *r)
 {
     xs_job *job = NULL;
-    while ((job = pop_job(&r->waiting)) != NULL) {
+    while ((job = pop_job(&r->waiting)) != NULL || (job = pop_job(&r->speculative)) != NULL) {
         job->next_off = job->extent.padded_bytes; /* the rest counts as started */
     }
     while (r->counters.reads_in_flight > 0) {

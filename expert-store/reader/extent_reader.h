@@ -10,6 +10,9 @@
  *   SYNTHETIC  computes the expert from a seed instead of reading it (expert-store --synthetic)
  * The instance lock's fd is registered with the ring as a file: the kernel then releases the lock
  * only when the last read of a dying process has landed (design: adoption).
+ * Speculative experts give way: a read of theirs starts only when no other expert's waits, and they
+ * have at most an eighth of the depth at the drive, where a read cannot be recalled. So what is
+ * needed now finds little before it.
  * A slot belongs to the reader from submit to its completion, on failure too: completions come
  * only after every read of the slot has ended.
  * Threads: everything from create to destroy from the store's one event-loop thread (the ring
@@ -82,6 +85,12 @@ int xs_reader_fd(const xs_reader *r);
 /* MOE_ERR_AGAIN when too many experts are in flight already (see max_in_flight): not an error. */
 MOE_MUST_CHECK moe_status xs_reader_submit(xs_reader *r, uint32_t expert, uint32_t slot,
                                            uint64_t tag, moe_err *err);
+/* Like submit, for an expert that only may be needed; xs_reader_hurry when it is. */
+MOE_MUST_CHECK moe_status xs_reader_submit_speculative(xs_reader *r, uint32_t expert, uint32_t slot,
+                                                       uint64_t tag, moe_err *err);
+/* The expert on its way to this slot counts as needed from now on. None, or one that does already:
+ * nothing happens. */
+void xs_reader_hurry(xs_reader *r, uint32_t slot);
 uint32_t xs_reader_max_in_flight(const xs_reader *r); /* experts; for the RAM minimum */
 /* Moves finished experts to out[0..max); returns how many. Never blocks. */
 uint32_t xs_reader_harvest(xs_reader *r, xs_completion *out, uint32_t max);

@@ -29,6 +29,7 @@ typedef struct xs_read {
     xs_job *job;
     uint64_t extent_off, extent_bytes; /* the whole range this read is for */
     uint32_t n_retries;
+    bool speculative;               /* counted as such when it was started */
     struct xs_engine_state *engine; /* set by pool engines for run() */
 } xs_read;
 

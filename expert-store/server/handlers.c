@@ -221,6 +221,8 @@ static bool want_one(xs_store *s, uint32_t place, uint32_t expert, int64_t now_n
     xs_residency_slot(s->residency, slot)->wanted = true;
     if (state == MOE_BOARD_READY) {
         xs_workers_hold(s->workers, place, ask, slot, now_ns);
+    } else {
+        xs_reader_hurry(s->reader, slot);
     }
     return state == MOE_BOARD_READY;
 }

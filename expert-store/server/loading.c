@@ -49,7 +49,9 @@ static moe_status start_one(xs_store *s, uint32_t expert, xs_fetch_class cls, in
     if (st != MOE_OK) {
         return st;
     }
-    st = xs_reader_submit(s->reader, expert, slot, (uint64_t)cls, NULL);
+    st = is_speculative(cls)
+             ? xs_reader_submit_speculative(s->reader, expert, slot, (uint64_t)cls, NULL)
+             : xs_reader_submit(s->reader, expert, slot, (uint64_t)cls, NULL);
     if (st != MOE_OK) {
         xs_residency_fail(s->residency, slot, false);
         return st;

@@ -130,7 +130,9 @@ static moe_status submit(bench *b, bool *busy, uint64_t *random, moe_err *err)
             continue;
         }
         uint32_t expert = (uint32_t)(next_random(random) % n_experts);
-        moe_status st = xs_reader_submit(b->reader, expert, slot, 0, err);
+        moe_status st = slot < b->cfg->speculative
+                            ? xs_reader_submit_speculative(b->reader, expert, slot, 0, err)
+                            : xs_reader_submit(b->reader, expert, slot, 0, err);
         if (st != MOE_OK) {
             return st == MOE_ERR_AGAIN ? MOE_OK : st;
         }

@@ -381,6 +381,50 @@ static void one_expert_keeps_several_reads_in_flight(void **state)
     }
 }
 
+/* Harvests until nothing is in flight; every slot holds the expert of its own number. */
+static void drain(xs_reader *r)
+{
+    while (xs_reader_get_counters(r)->experts_in_flight > 0) {
+        xs_completion done = {0};
+        wait_readable(r);
+        if (xs_reader_harvest(r, &done, 1) == 1) {
+            assert_string_equal("", done.text);
+            assert_slot_holds(done.slot, done.slot);
+        }
+    }
+}
+
+static void speculation_leaves_the_drive_to_what_is_needed(void **state)
+{
+    (void)state;
+    xs_engine engines[2];
+    uint32_t n_engines = engines_here(engines);
+    for (uint32_t e = 0; e < n_engines; e++) {
+        xs_reader_cfg cfg = base_cfg(engines[e]);
+        cfg.depth = 16; /* an eighth: 2 */
+        cfg.split_bytes = 64 * KIB;
+        assert_true(fx.slot_bytes / cfg.split_bytes >= 16);
+        xs_reader *r = make_reader(&cfg);
+        const xs_reader_counters *c = xs_reader_get_counters(r);
+        memset(fx.slots, 0xee, N_SLOTS * fx.slot_bytes);
+        assert_int_equal(MOE_OK, xs_reader_submit_speculative(r, 0, 0, 0, NULL));
+        assert_int_equal(2, c->reads_in_flight);
+        assert_int_equal(MOE_OK, xs_reader_submit(r, 1, 1, 1, NULL));
+        assert_int_equal(16, c->reads_in_flight);
+        drain(r);
+        assert_int_equal(MOE_OK, xs_reader_submit_speculative(r, 2, 2, 2, NULL));
+        assert_int_equal(2, c->reads_in_flight); /* those before were counted to the end */
+        xs_reader_hurry(r, 2);
+        assert_int_equal(16, c->reads_in_flight);
+        xs_reader_hurry(r, 2);
+        xs_reader_hurry(r, N_SLOTS - 1); /* nothing on its way there */
+        drain(r);
+        assert_int_equal(MOE_OK, xs_reader_submit_speculative(r, 0, 0, 0, NULL));
+        assert_int_equal(2, c->reads_in_flight); /* so were the hurried ones */
+        xs_reader_destroy(r);
+    }
+}
+
 static void a_full_reader_says_again_and_a_small_harvest_stays_readable(void **state)
 {
     (void)state;
@@ -1013,6 +1057,7 @@ int main(void)
         cmocka_unit_test(depth_one_is_enough_and_wakes_are_never_lost),
         cmocka_unit_test(the_synthetic_engine_makes_what_the_generator_makes),
         cmocka_unit_test(one_expert_keeps_several_reads_in_flight),
+        cmocka_unit_test(speculation_leaves_the_drive_to_what_is_needed),
         cmocka_unit_test(a_full_reader_says_again_and_a_small_harvest_stays_readable),
         cmocka_unit_test(direct_reads_leave_nothing_in_the_page_cache),
         cmocka_unit_test(one_wrong_byte_is_told_with_expert_segment_and_offset),
