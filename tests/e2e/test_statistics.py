@@ -15,6 +15,7 @@ import pregate_e2e as e2e
 CASES = e2e.golden()
 FIELDS = {"max_tokens": 96}
 BLOCKS = ["enc0", "enc1", "enc2", "dec0", "dec1", "dec2", "dec3"]
+READ_SPLIT = 256 << 10  # the default of --read-split
 
 
 def uses(case):
@@ -102,7 +103,8 @@ class Statistics(unittest.TestCase):
                 self.assertEqual(value, metrics[flat(f"pregate_worker_{kind}_total", b)], (b, kind))
                 self.assertEqual(value, stat[flat(f"pregate_{kind}_total", b)], (b, kind))
             self.assertEqual(misses, stat[flat("pregate_store_block_ready", b)])
-        self.expect(stat, store_reads_total=loaded, store_load_failures_total=0,
+        reads_each = -(-e2e.slot_bytes() // READ_SPLIT)
+        self.expect(stat, store_reads_total=loaded * reads_each, store_load_failures_total=0,
                     store_read_bytes_total=loaded * e2e.slot_bytes(), store_want_miss_total=loaded,
                     store_want_hit_total=0, store_want_late_total=0, store_evictions_total=0,
                     store_slots_max=e2e.N_EXPERTS, store_experts=e2e.N_EXPERTS, store_workers=1,
@@ -126,7 +128,7 @@ class Statistics(unittest.TestCase):
             self.assertEqual(len(first[b]), after[flat("pregate_slot_hit_total", b)])
             self.assertEqual(len(seen[b]) + len(first[b]), after[flat("pregate_cell_miss_total", b)])
         self.expect(after, store_workers_joined_total=2, store_workers_gone_total=1,
-                    store_reads_total=loaded)
+                    store_reads_total=loaded * reads_each)
         self.expect(after, **{'worker_sequences_finished_total{worker="gone"}': 1})
 
     def test_all_outputs_agree(self):
