@@ -34,7 +34,7 @@ static const moe_config_row rows[] = {
     ROW_ENUM(engine, "auto|io_uring|pread", "auto", "how the drive is read"),
     ROW(direct, MOE_CFG_BOOL, 0, 0, "true", "read past the page cache (O_DIRECT)"),
     ROW(pin, MOE_CFG_BOOL, 0, 0, "true", "lock the slots in memory"),
-    ROW(depth, MOE_CFG_U64, 1, 1024, "128", "reads in flight at the drive"),
+    ROW(depth, MOE_CFG_U64, 1, 1024, "64", "reads in flight at the drive"),
     ROW(read_split, MOE_CFG_SIZE, 4096, 1 << 30, "256KiB", "one read; a multiple of 4096"),
     ROW(verify_threads, MOE_CFG_U64, 1, 64, "2", "threads that check hashes beside the reads"),
     ROW(speculative_bytes, MOE_CFG_SIZE, 0, ONE_TIB, "0B",

@@ -26,7 +26,7 @@
 enum {
     MAX_DEPTH = 4096,           /* entries of a ring, far above any drive's queue */
     MAX_SPLIT_BYTES = 1 << 30,  /* one read; the kernel's own limit is just below 2 GiB */
-    SPECULATIVE_SHARE = 8,      /* of the depth: 4 MiB of 256 KiB reads at a depth of 128 */
+    SPECULATIVE_SHARE = 8,      /* of the depth: 2 MiB of 256 KiB reads at a depth of 64 */
     MAX_RETRIES_IN_A_ROW = 100, /* EINTR and EAGAIN without progress, then the read fails */
 };
 

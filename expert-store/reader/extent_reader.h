@@ -47,7 +47,7 @@ typedef struct xs_reader_cfg {
     uint32_t n_slots;
     xs_engine engine;          /* AUTO: io_uring, else pread, with the reason in report */
     bool direct;               /* ask for O_DIRECT */
-    uint32_t depth;            /* reads in flight at the device, e.g. 128 */
+    uint32_t depth;            /* reads in flight at the device, e.g. 64 */
     uint64_t split_bytes;      /* one read, e.g. 256 KiB; multiple of 4096 */
     uint32_t n_verify_threads; /* >= 1 */
     int lock_fd;               /* instance lock to register with the ring; -1 none */

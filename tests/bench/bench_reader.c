@@ -32,7 +32,7 @@ static const moe_config_row rows[] = {
     ROW(store, MOE_CFG_STR, 0, 0, "", "store directory"),
     MOE_ROW_ENUM(bench_config, engine, "auto|io_uring|pread", "auto", "how to read"),
     ROW(direct, MOE_CFG_BOOL, 0, 1, "true", "ask for O_DIRECT"),
-    ROW(depth, MOE_CFG_U64, 1, 4096, "128", "reads in flight"),
+    ROW(depth, MOE_CFG_U64, 1, 4096, "64", "reads in flight"),
     ROW(split_bytes, MOE_CFG_SIZE, 4096, 1 << 30, "256KiB", "one read"),
     ROW(n_slots, MOE_CFG_U64, 1, 1 << 16, "16", "slots to read into"),
     ROW(demand, MOE_CFG_U64, 0, 1 << 16, "0",
