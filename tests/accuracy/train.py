@@ -15,7 +15,9 @@ only, towards the ordinary model's answers.
 
 A run ends after --steps, or at the time --until if that comes first; the learning rate falls to zero
 over the last --cool of it. What is scored and saved is the running mean of the weights (--ema),
-rounded to bf16. Prints one JSON line: settings, seed, budget, and on held-out text exact match and
+rounded to bf16. --agree W runs every batch twice with different dropout and adds W times the mean
+symmetric KL divergence of the two answers to the loss (R-Drop, Liang et al. 2021): little text is
+learnt by heart less. Prints one JSON line: settings, seed, budget, and on held-out text exact match and
 character error rate: `dev` on one piece of every paragraph, `dev_wide` on --dev-passes of them.
 Needs torch (a GPU for anything real), safetensors, sentencepiece.
 """
@@ -36,7 +38,6 @@ from torch.nn import functional as F
 import metrics
 import switch
 
-MAX_TOKENS = 96
 AUX_WEIGHT = 0.01
 LABEL_SMOOTHING = 0.05
 NOT_IN_RESULTS = ("config", "text", "dev", "out", "result", "report", "until")
@@ -97,6 +98,7 @@ class Batches(torch.utils.data.IterableDataset):
     def __init__(self, args, spiece):
         self.paragraphs, self.spiece = paragraphs(args.text), spiece
         self.task, self.rows, self.seed, self.sample = args.task, args.rows, args.seed, args.sample
+        self.width = args.max_tokens
 
     def pairs(self, rng):
         pieces = sentencepiece.SentencePieceProcessor(model_file=self.spiece)
@@ -106,19 +108,21 @@ class Batches(torch.utils.data.IterableDataset):
             source, reference = make_pair(rng.choice(self.paragraphs), rng, self.task)
             cut = rng.random() < self.sample
             ids = pieces.encode(source, enable_sampling=True, alpha=0.3, nbest_size=-1) if cut else encode(source)
-            yield ids[:MAX_TOKENS - 1] + [1], encode(reference)[:MAX_TOKENS - 1] + [1]
+            yield ids[:self.width - 1] + [1], encode(reference)[:self.width - 1] + [1]
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
         rng = random.Random(self.seed * 1000 + (worker.id if worker else 0))
         sentencepiece.set_random_generator_seed(rng.randrange(1 << 31))
-        pairs, waiting = self.pairs(rng), []
+        pairs, rows = self.pairs(rng), []
         while True:
-            waiting += itertools.islice(pairs, 3 * self.rows - len(waiting))
-            rows = pack(waiting, MAX_TOKENS)
+            waiting = [pair for row in rows for pair in row]
+            while len(rows) < self.rows:  # always that many: a step is compiled for one shape
+                waiting += itertools.islice(pairs, self.rows)
+                rows = pack(waiting, self.width) if len(waiting) >= 3 * self.rows else []
             yield torch.stack([padded([[x for i, pair in enumerate(row, 1) for x in side(i, *pair)]
-                                       for row in rows[:self.rows]], MAX_TOKENS) for side in SIDES])
-            waiting = [pair for row in rows[self.rows:] for pair in row]
+                                       for row in rows[:self.rows]], self.width) for side in SIDES])
+            rows = rows[self.rows:]
 
 
 SIDES = (lambda i, ids, target: ids, lambda i, ids, target: [i] * len(ids),
@@ -126,8 +130,16 @@ SIDES = (lambda i, ids, target: ids, lambda i, ids, target: [i] * len(ids),
          lambda i, ids, target: target)
 
 
-def loss_of(model, batch, teacher=None, distil=0.0):
-    *sides, target = batch
+def disagreement(log_p, counts):
+    """Of the first half of [rows, vocabulary] with the second: mean symmetric KL over what counts."""
+    one, other = log_p.chunk(2)
+    apart = ((one.exp() - other.exp()) * (one - other)).sum(-1) / 2
+    counts = counts.chunk(2)[0]
+    return (apart * counts).sum() / counts.sum()
+
+
+def loss_of(model, batch, teacher=None, distil=0.0, agree=0.0):
+    *sides, target = torch.cat([batch, batch], 1) if agree > 0 else batch
     logits, aux = model(*sides)
     logits, target = logits.flatten(0, 1).float(), target.flatten()
     loss = F.cross_entropy(logits, target, ignore_index=0, label_smoothing=LABEL_SMOOTHING)
@@ -137,6 +149,8 @@ def loss_of(model, batch, teacher=None, distil=0.0):
             wanted = teacher(*sides)[0].flatten(0, 1).float().log_softmax(-1)
         apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
         total = total + distil * (apart * (target > 0)).sum() / (target > 0).sum()
+    if agree > 0:
+        total = total + agree * disagreement(logits.log_softmax(-1), target > 0)
     return total, loss
 
 
@@ -152,15 +166,15 @@ def compiled(model, batch, *rest):
     return fast
 
 
-def answer(model, texts, pieces, device):
+def answer(model, texts, pieces, device, max_tokens):
     """Greedy, in f32, in batches of similar length."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     answers = [""] * len(texts)
     for at in range(0, len(order), 1024):
         chosen = order[at:at + 1024]
-        rows = [pieces.encode(texts[i])[:MAX_TOKENS - 1] + [1] for i in chosen]
+        rows = [pieces.encode(texts[i])[:max_tokens - 1] + [1] for i in chosen]
         ids = padded(rows, max(map(len, rows))).to(device)
-        for i, row in zip(chosen, model.greedy(ids, MAX_TOKENS).tolist()):
+        for i, row in zip(chosen, model.greedy(ids, max_tokens).tolist()):
             answers[i] = pieces.decode([t for t in (row[:row.index(1)] if 1 in row else row) if t > 1])
     return answers
 
@@ -169,7 +183,7 @@ def evaluate(model, args, pieces, device):
     model.eval()
     rng, texts = random.Random(0), paragraphs(args.dev)[:args.dev_limit]
     pairs = [make_pair(p, rng, args.task) for _ in range(args.dev_passes) for p in texts]
-    answers, references = answer(model, [text for text, _ in pairs], pieces, device), [r for _, r in pairs]
+    answers, references = answer(model, [text for text, _ in pairs], pieces, device, args.max_tokens), [r for _, r in pairs]
     score = lambda n: {"pairs": n, "exact": sum(map(str.__eq__, answers[:n], references[:n])) / n,
                        "cer": metrics.character_error_rate(answers[:n], references[:n])}
     return {"dev": score(len(texts)), "dev_wide": score(len(pairs))}
@@ -191,7 +205,7 @@ def train(model, args, spiece, device, teacher):
         batch = batch.to(device, non_blocking=True)
         if args.compile and step == 0:
             with autocast:
-                loss_fn = compiled(model, batch, teacher, args.distil)
+                loss_fn = compiled(model, batch, teacher, args.distil, args.agree)
             print(f"{args.name} compiled in {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
             begin = time.time()
         now = time.time()
@@ -201,7 +215,7 @@ def train(model, args, spiece, device, teacher):
         optimiser.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup),
                                                         (1 - done) / max(args.cool, 1e-9))
         with autocast:
-            total, loss = loss_fn(model, batch, teacher, args.distil)
+            total, loss = loss_fn(model, batch, teacher, args.distil, args.agree)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
@@ -265,9 +279,11 @@ def main():
     parser.add_argument("--routing", choices=["gate", "hash", "random"], default="gate")
     parser.add_argument("--freeze-experts", action="store_true", help="train the gates only")
     parser.add_argument("--distil", type=float, default=0.0)
+    parser.add_argument("--agree", type=float, default=0.0)
+    parser.add_argument("--max-tokens", type=int, default=96, help="of a side, end token included")
     parser.add_argument("--steps", type=int, default=1 << 30)
     parser.add_argument("--until", type=float, default=float("inf"), help="time of day, in seconds since 1970")
-    parser.add_argument("--rows", type=int, default=344, help="of a batch; each has pairs of up to 96 tokens a side")
+    parser.add_argument("--rows", type=int, default=344, help="of a batch; each has pairs of up to --max-tokens a side")
     parser.add_argument("--compile", action="store_true", help="torch.compile: a minute at first, then faster steps")
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--warmup", type=int, default=0, help="steps")
