@@ -155,9 +155,11 @@ static void keep(struct pass *p, const float *src, float *dst, const int64_t *of
     }
 }
 
-/* ws->attended = attention of ws->qkv's queries; the caller sets k, v and where they lie. */
-static void attend(struct pass *p, krn_attention_args a)
+/* ws->attended = attention of the queries that `project` makes in ws->qkv; the caller sets k, v and
+ * where they lie. */
+static void attend(struct pass *p, const krn_linear_args *project, krn_attention_args a)
 {
+    a.project = project;
     a.n_rows = p->n_rows;
     a.n_heads = p->shape->n_heads;
     a.d_head = p->shape->d_head;
@@ -186,7 +188,6 @@ static void self_attention(struct pass *p, const gw_attention_weights *w, uint32
                             .causal = p->stack == MOE_DECODER,
                             .rel_bias = stack->rel_bias,
                             .bias_half = stack->bias_half};
-    linear(p, &qkv);
     if (p->stack == MOE_DECODER) {
         a.new_k = a.k;
         a.new_v = a.v;
@@ -194,7 +195,7 @@ static void self_attention(struct pass *p, const gw_attention_weights *w, uint32
         a.v = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_SELF_V);
         a.kv_stride = width_of(p);
     }
-    attend(p, a);
+    attend(p, &qkv, a);
     add_projected(p, ws->attended, &w->o);
 }
 
@@ -203,13 +204,13 @@ static void cross_attention(struct pass *p, const gw_attention_weights *w, uint3
     gw_workspace *ws = p->ws;
     krn_linear_args q = normed_linear_args(p, &w->norm, &w->q, ws->qkv);
     q.y_stride = 3 * width_of(p);
-    linear(p, &q);
-    attend(p, (krn_attention_args){.k = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_K),
-                                   .v = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_V),
-                                   .kv_stride = width_of(p),
-                                   .kv_off = ws->dev.cross_off,
-                                   .kv_len = ws->dev.cross_len,
-                                   .max_kv_len = p->max_cross_len});
+    const krn_attention_args a = {.k = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_K),
+                                  .v = gw_kv_cache_tensor(p->f->cfg.kv, layer, GW_KV_CROSS_V),
+                                  .kv_stride = width_of(p),
+                                  .kv_off = ws->dev.cross_off,
+                                  .kv_len = ws->dev.cross_len,
+                                  .max_kv_len = p->max_cross_len};
+    attend(p, &q, a);
     add_projected(p, ws->attended, &w->o);
 }
 

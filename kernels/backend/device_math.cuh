@@ -157,6 +157,20 @@ static __device__ __forceinline__ void load_floats(float (&out)[VECTOR], const f
     }
 }
 
+/* 16 bytes of weights, or zeros. Volatile: a kernel asks for its first weights before it waits for
+ * the kernel before (await_previous), and the compiler must not ask later. */
+static __device__ __forceinline__ uint4 load_weights16(const void *p, bool is_there)
+{
+    uint4 v;
+    asm volatile("{ .reg .pred there;\n"
+                 "setp.ne.u32 there, %5, 0;\n"
+                 "mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0; mov.u32 %3, 0;\n"
+                 "@there ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+                 : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+                 : "l"(p), "r"((uint32_t)is_there));
+    return v;
+}
+
 /* Eight weights as they are stored. */
 template <bool is_bf16, bool vector> struct weights8;
 
@@ -166,8 +180,7 @@ template <bool vector> struct weights8<true, vector> {
     __device__ __forceinline__ void load(const void *w, size_t at, uint32_t n_left)
     {
         if constexpr (vector) {
-            const uint4 *p = (const uint4 *)((const uint16_t *)w + at);
-            raw = n_left > 0 ? __ldg(p) : make_uint4(0, 0, 0, 0);
+            raw = load_weights16((const uint16_t *)w + at, n_left > 0);
         } else {
             uint32_t pair[4];
 #pragma unroll
@@ -195,10 +208,11 @@ template <bool vector> struct weights8<false, vector> {
     {
         const float *p = (const float *)w + at;
         if constexpr (vector) {
-            const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f), *q = (const float4 *)p;
-            const float4 a = n_left > 0 ? __ldg(q) : zero, b = n_left > 0 ? __ldg(q + 1) : zero;
-            raw[0] = a.x, raw[1] = a.y, raw[2] = a.z, raw[3] = a.w;
-            raw[4] = b.x, raw[5] = b.y, raw[6] = b.z, raw[7] = b.w;
+            const uint4 a = load_weights16(p, n_left > 0), b = load_weights16(p + 4, n_left > 0);
+            raw[0] = __uint_as_float(a.x), raw[1] = __uint_as_float(a.y);
+            raw[2] = __uint_as_float(a.z), raw[3] = __uint_as_float(a.w);
+            raw[4] = __uint_as_float(b.x), raw[5] = __uint_as_float(b.y);
+            raw[6] = __uint_as_float(b.z), raw[7] = __uint_as_float(b.w);
         } else {
 #pragma unroll
             for (uint32_t k = 0; k < VECTOR; k++) {
@@ -300,34 +314,55 @@ static __device__ __forceinline__ void block_norm(const float *x, const void *w,
 
 /* ---- the inner loop ---- */
 
-/* This warp's sums of `rows` rows times `columns` columns, left as warp_sums leaves them: number
- * r * columns + c. x[r] points to a row; w_at[c] is the first element of a weight row in w.
- * Few rows are bound by latency: the weights of several steps are under way at once. */
-template <int rows, int columns, bool is_bf16, bool vector>
-static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows], const void *w,
-                                                  const size_t (&w_at)[columns], uint32_t d_in)
-{
-    constexpr uint32_t steps = !vector || (rows > 1 && columns > 1) ? 1
-                               : columns > 1                        ? 2
-                               : rows == 1                          ? 4
-                               : is_bf16                            ? 3
-                                                                    : 1;
-    float sum[rows * columns];
-#pragma unroll
-    for (int i = 0; i < rows * columns; i++) {
-        sum[i] = 0.0f;
-    }
-#pragma unroll 1
-    for (uint32_t first = lane_id() * VECTOR; first < d_in; first += steps * WARP * VECTOR) {
-        weights8<is_bf16, vector> wv[steps][columns];
+/* What one lane has of `columns` weight rows: `steps` steps of its loop, all under way at once. */
+template <int columns, int steps, bool is_bf16, bool vector> struct tile_weights {
+    weights8<is_bf16, vector> at[steps][columns];
+
+    /* From element `first` of the rows that begin at elements w_at of w. */
+    __device__ __forceinline__ void load(const void *w, const size_t (&w_at)[columns],
+                                         uint32_t first, uint32_t d_in)
+    {
 #pragma unroll
         for (uint32_t n = 0; n < steps; n++) {
             const uint32_t i = first + n * WARP * VECTOR;
 #pragma unroll
             for (int c = 0; c < columns; c++) {
-                wv[n][c].load(w, w_at[c] + i, i < d_in ? d_in - i : 0);
+                at[n][c].load(w, w_at[c] + i, i < d_in ? d_in - i : 0);
             }
         }
+    }
+};
+
+/* Few rows are bound by latency: they ask for the weights of several steps at once. */
+template <int rows, int columns, bool is_bf16, bool vector>
+static constexpr int tile_steps = !vector || (rows > 1 && columns > 1) ? 1
+                                  : columns > 1                        ? 2
+                                  : rows == 1                          ? 4
+                                  : is_bf16                            ? 3
+                                                                       : 1;
+
+/* The first weights of a tile, which may be asked for before x is there. */
+template <int rows, int columns, bool is_bf16, bool vector>
+using tile_ahead =
+    tile_weights<columns, tile_steps<rows, columns, is_bf16, vector>, is_bf16, vector>;
+
+/* This warp's sums of `rows` rows times `columns` columns, left as warp_sums leaves them: number
+ * r * columns + c. x[r] points to a row; w_at[c] is the first element of a weight row in w; `wv`
+ * holds what load() gave from element lane_id() * VECTOR on. */
+template <int rows, int columns, bool is_bf16, bool vector>
+static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows], const void *w,
+                                                  const size_t (&w_at)[columns], uint32_t d_in,
+                                                  tile_ahead<rows, columns, is_bf16, vector> &wv)
+{
+    constexpr uint32_t steps = tile_steps<rows, columns, is_bf16, vector>;
+    float sum[rows * columns];
+#pragma unroll
+    for (int i = 0; i < rows * columns; i++) {
+        sum[i] = 0.0f;
+    }
+    uint32_t first = lane_id() * VECTOR;
+#pragma unroll 1
+    while (true) {
 #pragma unroll
         for (uint32_t n = 0; n < steps; n++) {
             const uint32_t i = first + n * WARP * VECTOR;
@@ -339,13 +374,27 @@ static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows],
                 for (int k = 0; k < VECTOR; k++) {
 #pragma unroll
                     for (int c = 0; c < columns; c++) {
-                        sum[r * columns + c] = fmaf(xv[k], wv[n][c].at(k), sum[r * columns + c]);
+                        sum[r * columns + c] = fmaf(xv[k], wv.at[n][c].at(k), sum[r * columns + c]);
                     }
                 }
             }
         }
+        first += steps * WARP * VECTOR;
+        if (first >= d_in) {
+            break;
+        }
+        wv.load(w, w_at, first, d_in);
     }
     return warp_sums(sum);
+}
+
+template <int rows, int columns, bool is_bf16, bool vector>
+static __device__ __forceinline__ float warp_tile(const float *const (&x)[rows], const void *w,
+                                                  const size_t (&w_at)[columns], uint32_t d_in)
+{
+    tile_ahead<rows, columns, is_bf16, vector> wv;
+    wv.load(w, w_at, lane_id() * VECTOR, d_in);
+    return warp_tile<rows, columns, is_bf16, vector>(x, w, w_at, d_in, wv);
 }
 
 #endif

@@ -129,6 +129,12 @@ moe_status krn_cpu_attention(krn_stream *s, const krn_attention_args *a, moe_err
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
+    if (a->project != NULL) {
+        st = krn_cpu_linear(s, a->project, err);
+        if (st != MOE_OK) {
+            return st;
+        }
+    }
     if (a->new_k != NULL) {
         MOE_ASSERT(a->kv_stride == a->n_heads * a->d_head); /* a cache's rows are dense */
         st = keep(s, a, a->new_k, a->k, err);

@@ -5,10 +5,10 @@
  * Weights are read 16 bytes a lane, once per group of 8 rows. Order of additions: device_math.cuh,
  * the same in every tile.
  * Every block norms its rows for itself: that costs less than a kernel of its own. A single row's
- * weights are asked for before the kernel before has ended. Shared memory: 8 rows of d_in floats
- * with a norm, else none. Many rows (a prompt) are normed once instead, by rms_norm, with the same
- * bits. Cost: few rows are bound by reading w once; many rows by f32 multiply-adds (activations
- * stay f32, so tensor cores do not serve).
+ * weights are asked for, and its first ones loaded, before the kernel before has ended. Shared
+ * memory: 8 rows of d_in floats with a norm, else none. Many rows (a prompt) are normed once
+ * instead, by rms_norm, with the same bits. Cost: few rows are bound by reading w once; many rows
+ * by f32 multiply-adds (activations stay f32, so tensor cores do not serve).
  */
 #include "kernels/backend/device_math.cuh"
 
@@ -25,6 +25,7 @@ static __global__ void __launch_bounds__(THREADS, 2) linear_kernel(krn_linear_ar
     const uint32_t row0 = blockIdx.y * rows;
     const float *x[rows];
     size_t w_at[columns];
+    tile_ahead<rows, columns, is_bf16, vector> ahead;
     constexpr size_t element = is_bf16 ? 2 : 4;
     let_next_begin();
 #pragma unroll
@@ -33,6 +34,9 @@ static __global__ void __launch_bounds__(THREADS, 2) linear_kernel(krn_linear_ar
         if (rows == 1) {
             warp_prefetch((const char *)a.w + w_at[c] * element, a.d_in * element);
         }
+    }
+    if (rows == 1) {
+        ahead.load(a.w, w_at, lane_id() * VECTOR, a.d_in);
     }
     await_previous();
     if constexpr (has_norm) {
@@ -57,7 +61,10 @@ static __global__ void __launch_bounds__(THREADS, 2) linear_kernel(krn_linear_ar
     const bool writes = lane_id() % lanes_per_sum == 0 && row < a.n_rows && column < a.d_out;
     float *y = a.y + (size_t)row * a.y_stride + column;
     const float before = a.accumulate && writes ? *y : 0.0f; /* under way while others come */
-    const float sum = warp_tile<rows, columns, is_bf16, vector>(x, a.w, w_at, a.d_in);
+    if (rows > 1) {
+        ahead.load(a.w, w_at, lane_id() * VECTOR, a.d_in);
+    }
+    const float sum = warp_tile<rows, columns, is_bf16, vector>(x, a.w, w_at, a.d_in, ahead);
     if (writes) {
         const float v = activate(a.act, a.scale * sum);
         *y = a.accumulate ? before + v : v;

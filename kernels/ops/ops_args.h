@@ -75,6 +75,8 @@ typedef struct krn_kv_store_args {
  *   n_heads * d_head f32, row stride kv_stride, row of (s, j) is kv_off[s] + j; rel_bias: [n_heads,
  *   2 * bias_half + 1] f32, column j - pos + bias_half, clamped at both ends; NULL: no bias.
  *   row_seq, row_pos: [n_rows] i32; kv_off: [n_seqs] i64; kv_len: [n_seqs] i32 (0: out = 0)
+ * With a projection in front, bit for bit as if linear had run *project first: its y is q, alone or
+ *   with the rows' keys and values beside it. q and project's h hold nothing of use afterwards.
  * With new_k and new_v (rows like q's, not NULL), row t's own key and value are first kept at row
  * kv_off[s] + row_pos[t] of k and v, as kv_store would. A sequence has one row in such a call. */
 typedef struct krn_attention_args {
@@ -85,6 +87,7 @@ typedef struct krn_attention_args {
     const float *q, *new_k, *new_v, *rel_bias;
     float *k, *v; /* written only where new_k and new_v go */
     float *out;
+    const krn_linear_args *project; /* host, read during the call; NULL: none */
     const int32_t *row_seq, *row_pos;
     const int64_t *kv_off;
     const int32_t *kv_len;

@@ -98,6 +98,19 @@ moe_status krn_kv_store_check(const krn_kv_store_args *a, moe_err *err)
     return check("kv_store", rules, N_RULES(rules), err);
 }
 
+/* A projection makes the queries, alone or with the rows' keys and values beside them. */
+static bool projection_fits(const krn_attention_args *a)
+{
+    const krn_linear_args *l = a->project;
+    const uint32_t width = a->n_heads * a->d_head;
+    const bool is_of_all = l->d_out == 3 * width;
+    if (a->new_k != NULL && (a->new_k != a->q + width || a->new_v != a->q + 2 * (size_t)width)) {
+        return false;
+    }
+    return l->n_rows == a->n_rows && l->y == a->q && l->y_stride == a->q_stride &&
+           (is_of_all || (l->d_out == width && a->new_k == NULL)) && !l->accumulate;
+}
+
 moe_status krn_attention_check(const krn_attention_args *a, moe_err *err)
 {
     const rule rules[] = {
@@ -116,8 +129,10 @@ moe_status krn_attention_check(const krn_attention_args *a, moe_err *err)
         {"row_pos is NULL", a->row_pos != NULL},
         {"kv_off is NULL", a->kv_off != NULL},
         {"kv_len is NULL", a->kv_len != NULL},
+        {"the projection makes other rows than q", a->project == NULL || projection_fits(a)},
     };
-    return check("attention", rules, N_RULES(rules), err);
+    moe_status st = check("attention", rules, N_RULES(rules), err);
+    return st == MOE_OK && a->project != NULL ? krn_linear_check(a->project, err) : st;
 }
 
 moe_status krn_gate_topk_check(const krn_gate_topk_args *a, moe_err *err)

@@ -13,12 +13,12 @@ static const uint32_t MAX_ROWS = 64, MAX_SHARED_BYTES = 40u << 10;
 
 /* One warp: logits of rows x[0..n) and expert e. */
 template <int rows, bool is_bf16, bool vector>
-static __device__ __forceinline__ void gate_rows(const krn_route_args &a,
-                                                 const float *const (&x)[rows], uint32_t row0,
-                                                 uint32_t n, uint32_t e)
+static __device__ __forceinline__ void
+gate_rows(const krn_route_args &a, const float *const (&x)[rows], uint32_t row0, uint32_t n,
+          uint32_t e, tile_ahead<rows, 1, is_bf16, vector> &w)
 {
     const size_t w_at[1] = {(size_t)e * a.gate.d_model};
-    const float sum = warp_tile<rows, 1, is_bf16, vector>(x, a.gate.w, w_at, a.gate.d_model);
+    const float sum = warp_tile<rows, 1, is_bf16, vector>(x, a.gate.w, w_at, a.gate.d_model, w);
     constexpr uint32_t lanes_per_sum = WARP / rows;
     const uint32_t r = lane_id() / lanes_per_sum;
     if (lane_id() % lanes_per_sum == 0 && r < n) {
@@ -66,12 +66,10 @@ static __global__ void __launch_bounds__(THREADS)
     extern __shared__ float4 dynamic[];
     __shared__ sort_memory sort;
     const uint32_t warp = threadIdx.x / WARP, e = blockIdx.x * WARPS + warp;
-    constexpr size_t element = is_bf16 ? 2 : 4;
+    const size_t w_at[1] = {(size_t)min(e, a.gate.n_experts - 1) * a.gate.d_model};
+    tile_ahead<rows_at_once, 1, is_bf16, vector> w;
     let_next_begin();
-    if (e < a.gate.n_experts) {
-        warp_prefetch((const char *)a.gate.w + (size_t)e * a.gate.d_model * element,
-                      a.gate.d_model * element);
-    }
+    w.load(a.gate.w, w_at, lane_id() * VECTOR, a.gate.d_model);
     await_previous();
     for (uint32_t row0 = 0; row0 < a.gate.n_rows; row0 += rows_at_once) {
         const uint32_t n = min(a.gate.n_rows - row0, (uint32_t)rows_at_once);
@@ -82,7 +80,10 @@ static __global__ void __launch_bounds__(THREADS)
             x[r] = h + min(r, n - 1) * a.gate.d_model;
         }
         if (e < a.gate.n_experts) {
-            gate_rows<rows_at_once, is_bf16, vector>(a, x, row0, n, e);
+            if (row0 > 0) {
+                w.load(a.gate.w, w_at, lane_id() * VECTOR, a.gate.d_model);
+            }
+            gate_rows<rows_at_once, is_bf16, vector>(a, x, row0, n, e, w);
         }
     }
     if (!is_last_block(ticket)) {

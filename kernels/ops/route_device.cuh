@@ -161,9 +161,37 @@ static __device__ int32_t sum_before(int32_t v, int32_t *warp_total)
     return sum - v;
 }
 
+/* Few pairs and no capacity: every place is a count of smaller ids, without a scan. */
+static __device__ void sort_few_pairs(const krn_dispatch_args &a, uint32_t n_pairs, int32_t *tile)
+{
+    const int32_t expert = (int32_t)threadIdx.x;
+    load_tile(a, 0, n_pairs, tile);
+    int32_t before = 0, mine = expert < (int32_t)n_pairs ? tile[expert] : -1, place = 0;
+    for (uint32_t i = 0; i < n_pairs; i++) {
+        before += tile[i] >= 0 && tile[i] < expert;
+        place += tile[i] >= 0 && (tile[i] < mine || (tile[i] == mine && (int32_t)i < expert));
+    }
+    if (threadIdx.x < a.n_experts) {
+        a.routing.offsets[threadIdx.x] = before;
+    }
+    if (threadIdx.x == a.n_experts - 1) { /* its own pairs, too */
+        for (uint32_t i = 0; i < n_pairs; i++) {
+            before += tile[i] == expert;
+        }
+        a.routing.offsets[a.n_experts] = before;
+    }
+    if (mine >= 0) {
+        a.routing.order[place] = expert; /* this thread's pair */
+    }
+}
+
 static __device__ void sort_pairs(const krn_dispatch_args &a, sort_memory &shared)
 {
     const uint32_t n_pairs = a.n_rows * a.top_k, expert = threadIdx.x;
+    if (n_pairs <= WARP && a.capacity == 0) {
+        sort_few_pairs(a, n_pairs, shared.tile);
+        return;
+    }
     if (a.capacity > 0) {
         for (uint32_t i = threadIdx.x; i < a.n_seqs * a.n_experts; i += SORT_THREADS) {
             a.scratch[i] = 0;

@@ -486,6 +486,138 @@ static void attention_takes_rows_apart_and_keeps_new_ones(void **state)
     assert_memory_equal(want, got, sizeof want);
 }
 
+/* A projection in front changes no bit, whichever kernel takes it: of one row, of a few, of many;
+ * with new keys and values, and over kept ones. */
+enum { P_HEADS = 3, P_MAX_ROWS = 6, P_MAX_D_IN = 1088, P_MAX_KV = 700 };
+
+typedef struct projection_case {
+    uint32_t n_rows, d_head, d_in, dtype;
+    bool has_new;
+} projection_case;
+
+/* The rows of one sequence each, at positions of every part, and beyond its first 32. */
+static krn_attention_args projection_attention(const projection_case *c, uint64_t *seed)
+{
+    const uint32_t width = P_HEADS * c->d_head, n_cache = P_MAX_ROWS * P_MAX_KV;
+    const size_t cache_bytes = (size_t)n_cache * width * sizeof(float);
+    float *cache = must_alloc(cache_bytes), bias[P_HEADS * 41];
+    int32_t row_seq[P_MAX_ROWS], row_pos[P_MAX_ROWS], kv_len[P_MAX_ROWS];
+    int64_t kv_off[P_MAX_ROWS];
+    for (uint32_t t = 0; t < P_MAX_ROWS; t++) {
+        row_seq[t] = (int32_t)(P_MAX_ROWS - 1 - t);
+        row_pos[t] = (int32_t)next_in(seed, 0, t % 2 == 0 ? 40 : P_MAX_KV - 1);
+    }
+    for (uint32_t t = 0; t < P_MAX_ROWS; t++) {
+        kv_off[t] = (int64_t)t * P_MAX_KV;
+        kv_len[row_seq[t]] = c->has_new ? row_pos[t] + 1 : (int32_t)next_in(seed, 0, P_MAX_KV);
+    }
+    for (size_t i = 0; i < sizeof bias / sizeof *bias; i++) {
+        bias[i] = 8 * next_float(seed);
+    }
+    fill_floats(cache, cache_bytes / sizeof *cache, seed);
+    krn_attention_args a = {.n_rows = c->n_rows,
+                            .n_heads = P_HEADS,
+                            .d_head = c->d_head,
+                            .bias_half = 20,
+                            .max_kv_len = P_MAX_KV,
+                            .q_stride = 3 * width,
+                            .kv_stride = width,
+                            .causal = c->has_new,
+                            .q = rig_poisoned(&the, P_MAX_ROWS * 3 * width * sizeof(float)),
+                            .k = rig_upload(&the, cache, cache_bytes),
+                            .rel_bias = c->has_new ? rig_upload(&the, bias, sizeof bias) : NULL,
+                            .out = rig_poisoned(&the, P_MAX_ROWS * width * sizeof(float)),
+                            .row_seq = rig_upload(&the, row_seq, sizeof row_seq),
+                            .row_pos = rig_upload(&the, row_pos, sizeof row_pos),
+                            .kv_off = rig_upload(&the, kv_off, sizeof kv_off),
+                            .kv_len = rig_upload(&the, kv_len, sizeof kv_len)};
+    fill_floats(cache, cache_bytes / sizeof *cache, seed);
+    a.v = rig_upload(&the, cache, cache_bytes);
+    if (c->has_new) {
+        a.new_k = a.q + width;
+        a.new_v = a.q + 2 * (size_t)width;
+    }
+    free(cache);
+    return a;
+}
+
+static krn_linear_args projection_of(const projection_case *c, const krn_attention_args *a,
+                                     uint64_t *seed)
+{
+    const uint32_t d_out = (c->has_new ? 3u : 1u) * (uint32_t)P_HEADS * c->d_head;
+    const size_t n_weights = (size_t)d_out * c->d_in;
+    float *stored = must_alloc(n_weights * sizeof *stored), *wide = must_alloc(n_weights * 4);
+    float x[P_MAX_ROWS * P_MAX_D_IN], norm_w[P_MAX_D_IN];
+    fill_weights(stored, wide, n_weights, c->dtype, seed);
+    fill_floats(x, P_MAX_ROWS * P_MAX_D_IN, seed);
+    fill_floats(norm_w, P_MAX_D_IN, seed);
+    krn_linear_args l = {.n_rows = c->n_rows,
+                         .d_in = c->d_in,
+                         .d_out = d_out,
+                         .w_dtype = c->dtype,
+                         .y_stride = a->q_stride,
+                         .scale = 1.0f,
+                         .norm_dtype = MOE_F32,
+                         .norm_eps = 1e-6f,
+                         .x = rig_upload(&the, x, sizeof x),
+                         .w = rig_upload(&the, stored, weight_bytes(c->dtype, n_weights)),
+                         .norm_w = rig_upload(&the, norm_w, sizeof norm_w),
+                         .h = rig_poisoned(&the, sizeof x),
+                         .y = (float *)a->q};
+    free(stored);
+    free(wide);
+    return l;
+}
+
+static void a_projection_in_front_of_attention_changes_no_bit(void **state)
+{
+    (void)state;
+    static const projection_case cases[] = {
+        {1, 64, 768, MOE_BF16, true}, {1, 64, 768, MOE_BF16, false}, {2, 32, 192, MOE_F32, true},
+        {2, 32, 192, MOE_F32, false}, {4, 8, 1024, MOE_BF16, true},  {4, 48, 264, MOE_F32, false},
+        {3, 64, 1024, MOE_F32, true}, {6, 64, 768, MOE_BF16, true},  {1, 64, 1088, MOE_BF16, true},
+        {1, 20, 96, MOE_BF16, false}, {2, 24, 100, MOE_F32, true},   {1, 64, 8, MOE_BF16, false},
+    };
+    uint64_t seed = 56;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        const projection_case *c = &cases[i];
+        krn_attention_args a = projection_attention(c, &seed);
+        const krn_linear_args l = projection_of(c, &a, &seed);
+        const size_t bytes = c->n_rows * P_HEADS * c->d_head * sizeof(float);
+        const size_t cache_bytes = (size_t)P_MAX_ROWS * P_MAX_KV * P_HEADS * c->d_head * 4;
+        float want[P_MAX_ROWS * P_HEADS * 64], got[P_MAX_ROWS * P_HEADS * 64];
+        float *cache[4];
+        krn_attention_args apart = a; /* with a cache of its own */
+        for (int k = 0; k < 4; k++) {
+            cache[k] = must_alloc(cache_bytes);
+        }
+        rig_copy(&the, cache[0], a.k, cache_bytes);
+        rig_copy(&the, cache[1], a.v, cache_bytes);
+        apart.k = rig_upload(&the, cache[0], cache_bytes);
+        apart.v = rig_upload(&the, cache[1], cache_bytes);
+        rig_ok(&the, the.ops->linear(the.stream, &l, &the.err));
+        rig_ok(&the, the.ops->attention(the.stream, &apart, &the.err));
+        rig_copy(&the, want, apart.out, bytes);
+        rig_ok(&the, the.ops->backend.fill_async(the.stream, a.out, 0xFF, bytes, &the.err));
+        rig_ok(&the, the.ops->backend.fill_async(the.stream, l.y, 0xFF, /* not used */
+                                                 c->n_rows * l.y_stride * sizeof(float), &the.err));
+        a.project = &l;
+        rig_ok(&the, the.ops->attention(the.stream, &a, &the.err));
+        rig_copy(&the, got, a.out, bytes);
+        assert_memory_equal(want, got, bytes);
+        rig_copy(&the, cache[0], apart.k, cache_bytes);
+        rig_copy(&the, cache[1], apart.v, cache_bytes);
+        rig_copy(&the, cache[2], a.k, cache_bytes);
+        rig_copy(&the, cache[3], a.v, cache_bytes);
+        assert_memory_equal(cache[0], cache[2], cache_bytes);
+        assert_memory_equal(cache[1], cache[3], cache_bytes);
+        for (int k = 0; k < 4; k++) {
+            free(cache[k]);
+        }
+        rig_release(&the);
+    }
+}
+
 /* ---- gate_topk ---- */
 
 typedef struct gate_result {
@@ -1185,6 +1317,7 @@ static int run_backend(const char *name)
         OP_TEST(kv_store_writes_only_the_named_rows),
         OP_TEST(attention_matches_the_reference_and_ignores_the_row_count),
         OP_TEST(attention_takes_rows_apart_and_keeps_new_ones),
+        OP_TEST(a_projection_in_front_of_attention_changes_no_bit),
         OP_TEST(gate_matches_the_reference_and_ignores_the_row_count),
         OP_TEST(gate_ties_go_to_the_lower_expert),
         OP_TEST(gate_rows_that_are_not_numbers_choose_the_first_experts),
