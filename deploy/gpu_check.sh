@@ -185,21 +185,41 @@ bench_base_64() {
     bench main base-64 --routing uniform --policies resident,pregated,on-demand
     bench active base-64 --batches 64 --policies resident,pregated,on-demand --prompt-tokens 64 \
         --routing forced:1,forced:4,forced:16,forced:32,forced:64 --output-tokens 24 --repeats 1
+    bench_short_batches base-64
 }
 
 bench_base_8() {
     serve_model switch-base-8-pregated
     bench main base-8 --routing uniform --policies resident,pregated,on-demand,prefetch-all
+    bench_short_batches base-8
 }
 
 bench_base_256() {
     serve_model switch-base-256-pregated
     bench main base-256 --routing uniform --policies resident,pregated,on-demand
+    bench_short_batches base-256
+}
+
+bench_short_batches() {
+    bench batch "$1" --routing uniform --policies pregated,on-demand --batches 2,4,8,16,32,64 \
+        --output-tokens 8 --prompt-tokens 32 --repeats 1
+}
+
+bench_demo() { # routing as a real model chose it, from a recording of its golden prompts
+    local demo=$models/restore-pregated
+    [ -f "$demo/golden.json" ] || return 0
+    "$bin/expert-pack" "$demo" --out "$work/demo.store" >>"$out/logs/pack" 2>&1
+    serve --store "$work/demo.store" || true
+    sed -n 's/.*"text": "\(.*\)",$/\1/p' "$demo/golden.json" >"$work/texts"
+    "$bin/gpu-worker" run --endpoint "$endpoint" --backend "$backend" --file "$work/texts" --max-batch 1 \
+        --record-routing "$work/demo.routing" >>"$out/logs/bench" 2>&1 || true
+    bench cache demo --routing "trace:$work/demo.routing" --policies pregated,on-demand \
+        --cell-sweep 10%,20%,40% --cell-policies lru,lfu,lifo-inactive --output-tokens 64 --repeats 2
 }
 
 bench_f32() {
     local model
-    for model in base-8 base-64 base-128; do
+    for model in base-128 base-8 base-64; do
         serve_model "switch-$model-pregated" --dtype f32
         bench f32 "$model" --routing uniform --policies resident,pregated,on-demand --repeats 2
     done
@@ -235,7 +255,7 @@ run_bench() {
     if [ "$backend" = cpu ]; then
         bench_small
     else
-        for part in base_128 base_64 base_8 base_256 large_128 f32 drive; do
+        for part in base_128 base_64 base_8 base_256 large_128 demo drive f32; do
             "bench_$part"
         done
     fi

@@ -98,8 +98,13 @@ template <bool is_bf16> static void launch(const krn_stream *s, const krn_linear
         launch_tile<8, 1, is_bf16, false>(s, a);
     } else if (a->n_rows == 1) {
         wide ? launch_tile<1, 4, is_bf16, true>(s, a) : launch_tile<1, 1, is_bf16, true>(s, a);
+    } else if (wide) {
+        launch_tile<8, 4, is_bf16, true>(s, a);
+    } else if (a->n_rows <= 4) { /* a tile computes all its rows, there or not */
+        a->n_rows <= 2 ? launch_tile<2, 1, is_bf16, true>(s, a)
+                       : launch_tile<4, 1, is_bf16, true>(s, a);
     } else {
-        wide ? launch_tile<8, 4, is_bf16, true>(s, a) : launch_tile<8, 1, is_bf16, true>(s, a);
+        launch_tile<8, 1, is_bf16, true>(s, a);
     }
 }
 
