@@ -2,7 +2,7 @@
 """Draws the paper's evaluation figures (Pre-gated MoE, Figures 10-12, 14, 15, 16) from rows of
 `gpu-worker bench`.
 
-   plot_figures.py OUT_DIR ROWS.jsonl|DIR ...
+   plot_figures.py OUT_DIR ROWS.jsonl[.gz]|DIR ...
 
 Figure 10  block latency, relative to resident      Figure 14  block latency by active experts
 Figure 11  tokens per second, with the link floor    Figure 15  tokens per second by cached share
@@ -13,6 +13,7 @@ Needs matplotlib (pip install matplotlib).
 """
 import collections
 import glob
+import gzip
 import json
 import os
 import sys
@@ -25,9 +26,9 @@ COLOURS = {"resident": "#4c4c4c", "pregated": "#1f77b4", "on-demand": "#ff7f0e",
 def load(paths):
     rows = []
     for path in paths:
-        files = sorted(glob.glob(os.path.join(path, "*.jsonl"))) if os.path.isdir(path) else [path]
+        files = sorted(glob.glob(os.path.join(path, "*.jsonl*"))) if os.path.isdir(path) else [path]
         for name in files:
-            with open(name) as f:
+            with (gzip.open if name.endswith(".gz") else open)(name, "rt") as f:
                 rows += [json.loads(line) for line in f if line.strip()]
     return rows
 
