@@ -1,7 +1,18 @@
 """A checkpoint packed and served in a scratch directory, for the tests beside this file."""
+import hashlib
 import os
 import signal
 import subprocess
+
+
+def checkpoint_hash(model):
+    """SHA-256 over config.json and the weights of a checkpoint's directory, in order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(os.listdir(model)):
+        if name == "config.json" or name.endswith(".safetensors"):
+            with open(os.path.join(model, name), "rb") as file:
+                digest.update(file.read())
+    return digest.hexdigest()
 
 
 class Store:
@@ -17,7 +28,7 @@ class Store:
 
     def run(self, program, *args):
         done = subprocess.run([os.path.join(self.bin, program), *args], check=False, text=True,
-                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=250)
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=600)
         if done.returncode != 0:
             raise RuntimeError(f"{program} {' '.join(args)}: exit {done.returncode}\n{done.stderr}")
         return done.stdout

@@ -1,5 +1,6 @@
 """`gpu-worker eval` against the golden answers of both demo models: the texts come from golden.json,
-the scores of its output_text from metrics.py, and both must agree, under two fetch policies.
+the scores of its output_text from metrics.py, and both must agree, under two fetch policies. And against
+PyTorch on restore-heldout.tsv: results/eval-pytorch.json, which reference.py makes.
 
     test_eval.py BIN_DIR MODEL_DIR...
 """
@@ -10,7 +11,10 @@ import sys
 import tempfile
 
 import metrics
-from store import Store
+from store import Store, checkpoint_hash
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+LOSS_TOLERANCE = 1e-5  # relative; f32 sums in another order; --json has six digits
 
 
 def flat(result, prefix=""):
@@ -21,6 +25,20 @@ def flat(result, prefix=""):
         else:
             out[prefix + key] = value
     return out
+
+
+def check_pytorch(store, model):
+    with open(os.path.join(HERE, "results", "eval-pytorch.json")) as file:
+        reference = json.load(file)
+    digest = checkpoint_hash(model)
+    wanted = [m for m in reference["models"] if m["sha256"] == digest]
+    assert wanted, f"{model} is not in eval-pytorch.json: run reference.py again"
+    wanted = wanted[0]
+    got = json.loads(store.worker("eval", "--pairs", os.path.join(HERE, reference["pairs"]), "--json"))
+    for key in ("n_pairs", "n_tokens", "exact_match", "character_error_rate"):
+        assert got[key] == wanted[key], (model, key, got[key], wanted[key])
+    assert abs(got["loss"] / wanted["loss"] - 1) < LOSS_TOLERANCE, (model, got["loss"], wanted["loss"])
+    return got["loss"], wanted["loss"]
 
 
 def check(bin_dir, model):
@@ -53,8 +71,10 @@ def check(bin_dir, model):
             few = json.loads(store.worker("eval", "--pairs", pairs, "--json", "--limit", "3",
                                           "--max-input-tokens", "40"))
             assert few["n_pairs"] == 2 and few["n_skipped"] == 1, few  # the second has 77 tokens
+            pytorch = check_pytorch(store, model)
     print(f"{os.path.basename(os.path.normpath(model))}: {len(cases)} pairs, {n_tokens} tokens, "
-          f"loss {losses[0]:.4f}, error rate {expected['character_error_rate']:.4f}")
+          f"loss {losses[0]:.4f}, error rate {expected['character_error_rate']:.4f}; "
+          f"held out: loss {pytorch[0]:.6f}, PyTorch {pytorch[1]:.6f}")
 
 
 if __name__ == "__main__":
