@@ -109,7 +109,7 @@ check_goldens() {
     [ -d "$models/restore-pregated" ] || return 0
     for policy in on-demand pregated; do # one expert is corrupt: its sequences fail, and no others
         check "corrupt-expert-$policy" timeout 300 "$tests/test_golden" "$bin/expert-pack" \
-            "$bin/expert-store" "$models/restore-pregated" "$policy" min "$backend" corrupt:50
+            "$bin/expert-store" "$models/restore-pregated" "$policy" min "$backend" corrupt:47
     done
 }
 

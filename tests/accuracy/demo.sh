@@ -20,8 +20,8 @@ train() { # train NAME START ARGS...
     shift 2
     "${PYTHON:-python3}" "$here/train.py" tune --name "$name" --from "$from" --text "$text" --dev "$dev" \
         --out "$out/$name" --result "$out/demo.jsonl" --until $((end - ${EVAL_SECONDS:-25})) --compile \
-        --rows "${ROWS:-344}" --lr "${LR:-1e-3}" --warmup 100 --ema 0.998 --weight-decay 0.1 \
-        --set dropout_rate="${DROPOUT:-0.15}" --sample 0.4 --workers "${WORKERS:-6}" --dev-passes "${PASSES:-4}" "$@"
+        --rows "${ROWS:-256}" --max-tokens 128 --lr "${LR:-1e-3}" --warmup 100 --ema 0.998 --weight-decay 0.1 \
+        --set dropout_rate="${DROPOUT:-0.2}" --sample 0.4 --workers "${WORKERS:-6}" --dev-passes "${PASSES:-4}" "$@"
 }
 
 train restore-base "$start" &

@@ -2,11 +2,13 @@
 """A Switch Transformer in numpy, ordinary and pre-gated: the reference that shares no code with pregate.
 
     reference.py check MODEL_DIR [GOLDEN.json]      compare with a golden file, say the differences
+    reference.py golden MODEL_DIR [MAX_TOKENS]
+        MODEL_DIR/golden.json anew, for the texts that it has, and the smallest margins in it
     reference.py capacity MODEL_DIR N OUT.json [CASES]
         what the checkpoint computes under --expert-capacity checkpoint with capacity N: cases like
         those of golden.json, an expert of -1 where a token was dropped
 
-Needs numpy only; reads safetensors (f32, bf16) itself. Arithmetic is f32, as in the goldens.
+Needs numpy, and sentencepiece for `golden`; reads safetensors (f32, bf16) itself. Arithmetic is f32, as in the goldens.
 Expert capacity is the rule of transformers 4.x: per sequence and forward call, in token order, only
 the first N tokens of an expert are computed; a later one's feed-forward output is 0. A cached decode
 step has one token, so the decoder never drops.
@@ -80,6 +82,7 @@ class Model:
         self.w = read_tensors(directory)
         self.capacity = capacity
         self.act = activation(c["dense_act_fn"])
+        self.margin = np.inf  # between the two likeliest experts, the smallest seen
         self.pregated = c.get("pregate", {}).get("lookahead", 0) > 0
         self.depth = {"encoder": c["num_layers"], "decoder": c["num_decoder_layers"]}
         self.sparse = {"encoder": c["num_sparse_encoder_layers"],
@@ -118,6 +121,8 @@ class Model:
 
     def gate(self, at, kind, h):
         p = softmax(h @ self.w[f"{at}.mlp.{kind}.classifier.weight"].T)
+        two = np.sort(p, axis=-1)[:, -2:]
+        self.margin = min(self.margin, float((two[:, 1] - two[:, 0]).min()))
         chosen = p.argmax(axis=-1)  # ties: the lowest
         return chosen, p[np.arange(len(h)), chosen]
 
@@ -224,31 +229,53 @@ def check(directory, golden=None):
         print(" ".join(f"{k}={v}" for k, v in compare(model, case).items()))
 
 
-def capacity(directory, n, out, n_cases=4):
-    """Prompts come from the checkpoint's golden.json."""
-    golden = json.loads((pathlib.Path(directory) / "golden.json").read_text())
-    model = Model(directory, int(n))
-    cases = []
-    for case in golden[:int(n_cases)]:
-        encoder_out, encoder_used = model.stack("encoder", case["input_ids"])
-        output = model.greedy(encoder_out, 24)
-        start = model.config["decoder_start_token_id"]
-        logits, decoder_used = model.decode(encoder_out, [start] + output[:-1])
-        top5 = np.argsort(-logits[0], kind="stable")[:5]
-        cases.append({
-            "expert_capacity": int(n), "input_ids": case["input_ids"], "output_ids": output,
-            "encoder_experts": encoder_used, "decoder_experts": decoder_used,
-            "first_logits_top5": [[int(i), round(float(logits[0][i]), 5)] for i in top5],
-            "logits_sum_per_step": [round(float(s), 4)
-                                    for s in logits.astype(np.float64).sum(axis=-1)],
-            "encoder_out_l2": round(float(np.linalg.norm(encoder_out)), 5),
-        })
+def answer(model, input_ids, max_tokens):
+    """What a golden file says of one prompt, and [rows, vocabulary] logits."""
+    encoder_out, encoder_used = model.stack("encoder", input_ids)
+    output = model.greedy(encoder_out, max_tokens)
+    start = model.config["decoder_start_token_id"]
+    logits, decoder_used = model.decode(encoder_out, [start] + output[:-1])
+    top5 = np.argsort(-logits[0], kind="stable")[:5]
+    return {
+        "input_ids": input_ids, "output_ids": output,
+        "encoder_experts": encoder_used, "decoder_experts": decoder_used,
+        "first_logits_top5": [[int(i), round(float(logits[0][i]), 5)] for i in top5],
+        "logits_sum_per_step": [round(float(s), 4) for s in logits.astype(np.float64).sum(axis=-1)],
+        "encoder_out_l2": round(float(np.linalg.norm(encoder_out)), 5),
+    }, logits
+
+
+def write(out, cases):
     lines = ",\n".join(json.dumps(c, separators=(",", ":")) for c in cases)
     pathlib.Path(out).write_text(f"[{lines}]\n")
 
 
+def golden(directory, max_tokens=96):
+    import sentencepiece  # nothing else needs it
+    pieces = sentencepiece.SentencePieceProcessor(model_file=f"{directory}/spiece.model")
+    out = pathlib.Path(directory) / "golden.json"
+    model, cases = Model(directory), []
+    margin = np.inf
+    for case in json.loads(out.read_text()):
+        found, logits = answer(model, pieces.encode(case["text"]) + [1], int(max_tokens))
+        text = pieces.decode([t for t in found["output_ids"] if t > 1])
+        cases.append({"text": case["text"], "reference": case["reference"], "output_text": text, **found})
+        two = np.sort(logits, axis=-1)[:, -2:]
+        margin = min(margin, float((two[:, 1] - two[:, 0]).min()))
+    write(out, cases)
+    print(f"{out}: smallest margin of a token {margin:.2g}, of an expert {model.margin:.2g}")
+
+
+def capacity(directory, n, out, n_cases=4):
+    """Prompts come from the checkpoint's golden.json."""
+    prompts = json.loads((pathlib.Path(directory) / "golden.json").read_text())
+    model = Model(directory, int(n))
+    write(out, [{"expert_capacity": int(n), **answer(model, case["input_ids"], 24)[0]}
+                for case in prompts[:int(n_cases)]])
+
+
 if __name__ == "__main__":
-    command = {"check": check, "capacity": capacity}.get(sys.argv[1] if len(sys.argv) > 1 else "")
+    command = {"check": check, "golden": golden, "capacity": capacity}.get(sys.argv[1] if len(sys.argv) > 1 else "")
     if command is None or len(sys.argv) < 3:
         raise SystemExit(__doc__)
     command(*sys.argv[2:])
