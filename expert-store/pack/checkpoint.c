@@ -20,6 +20,7 @@
 #include "expert-store/pack/checkpoint_check.h"
 #include "expert-store/pack/safetensors.h"
 #include "expert-store/pack/span_stream.h"
+#include "expert-store/pack/spiece_check.h"
 
 enum {
     MAX_CONFIG_BYTES = 1 << 20,
@@ -291,6 +292,17 @@ static moe_status plan(xs_checkpoint *c, moe_err *err)
     return st;
 }
 
+static moe_status check_spiece(const xs_checkpoint *c, const xs_source_file *f, moe_err *err)
+{
+    uint32_t n_pieces;
+    moe_err why = {0};
+    if (xs_spiece_check(f->data, f->bytes, &n_pieces, &why) != MOE_OK) {
+        return MOE_FAIL(err, MOE_ERR_FORMAT, "%s/%s: %s: download it again", c->dir, f->name,
+                        why.text);
+    }
+    return MOE_OK;
+}
+
 static moe_status keep_files(xs_checkpoint *c, moe_err *err)
 {
     for (int i = 0; i < N_KEPT; i++) {
@@ -306,6 +318,12 @@ static moe_status keep_files(xs_checkpoint *c, moe_err *err)
         f->data = data;
         snprintf(f->name, sizeof f->name, "%s", kept_files[i]);
         c->source.n_files++;
+        if (strcmp(f->name, "spiece.model") == 0) {
+            st = check_spiece(c, f, err);
+            if (st != MOE_OK) {
+                return st;
+            }
+        }
     }
     c->source.files = c->files;
     return MOE_OK;

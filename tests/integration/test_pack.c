@@ -348,6 +348,7 @@ static void the_files_beside_the_weights_are_kept_byte_for_byte(void **state)
     for (size_t i = 0; i < sizeof blob; i++) {
         blob[i] = (char)(i * 2654435761u >> 13);
     }
+    memcpy(blob + 1, "\12\325\247\22", 4); /* field 1 of a protocol buffer, 299989 bytes long */
     const char *const names[] = {"generation_config.json", "spiece.model", "tokenizer.json",
                                  "tokenizer_config.json", "special_tokens_map.json"};
     write_checkpoint("ck", "switch-tiny", MOE_BF16, 1);
@@ -638,6 +639,15 @@ static void only_a_pickle(void)
     assert_int_equal(0, rename(in("ck/model.safetensors"), in("ck/pytorch_model.bin")));
 }
 
+static void other_bytes_as_tokenizer(void)
+{
+    write_file(in("ck/spiece.model"), "\377these are no pieces", 21);
+}
+static void empty_tokenizer(void)
+{
+    write_file(in("ck/spiece.model"), "", 0);
+}
+
 static void each_bad_input_gets_one_clear_error(void **state)
 {
     (void)state;
@@ -684,6 +694,10 @@ static void each_bad_input_gets_one_clear_error(void **state)
         {"switch-tiny", NULL, lose_the_config, "config.json"},
         {"switch-tiny", NULL, lose_the_weights, "neither model.safetensors nor"},
         {"switch-tiny", NULL, only_a_pickle, "model.save_pretrained('.')"},
+        {"switch-tiny", NULL, other_bytes_as_tokenizer,
+         "ck/spiece.model: not a sentencepiece model, or damaged: byte 0 of 21"},
+        {"switch-tiny", NULL, empty_tokenizer,
+         "ck/spiece.model: not a sentencepiece model: it has"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         ck c;
