@@ -10,12 +10,14 @@
 
 typedef struct bench_config {
     char endpoint[MOE_CFG_STR_BYTES];
-    uint64_t rounds;
+    uint64_t rounds, experts;
 } bench_config;
 
 static const moe_config_row rows[] = {
     MOE_ROW(bench_config, endpoint, MOE_CFG_STR, 0, 0, "", "of the store; empty: the default one"),
     MOE_ROW(bench_config, rounds, MOE_CFG_U64, 1, 1e8, "1000000", "leases to take"),
+    MOE_ROW(bench_config, experts, MOE_CFG_U64, 1, 65536, "64",
+            "experts to make resident first, 0 to N - 1; no more than the slots hold easily"),
 };
 
 static const moe_config_spec spec = {.program = "bench_lease",
@@ -33,12 +35,12 @@ static int fail(const moe_err *err)
     return 1;
 }
 
-/* Makes *out_n experts resident, at most 64 and no more than the slots hold easily. */
-static moe_status make_resident(gw_store_client *c, uint32_t *out_n, moe_err *err)
+/* Makes *out_n experts resident, at most `wanted` and no more than the slots hold easily. */
+static moe_status make_resident(gw_store_client *c, uint32_t wanted, uint32_t *out_n, moe_err *err)
 {
     const wire_welcome *w = gw_store_client_welcome(c);
     uint32_t n = w->n_slots < w->n_experts ? w->n_slots / 2 : w->n_experts;
-    n = n > 64 ? 64 : n > 0 ? n : 1;
+    n = n > wanted ? wanted : n > 0 ? n : 1;
     for (uint32_t x = 0; x < n; x++) {
         int64_t deadline_ns = moe_now_ns() + 10 * MOE_NS_PER_S;
         gw_store_client_want(c, 1, &x, 1);
@@ -97,14 +99,14 @@ static int run(const bench_config *cfg)
     gw_store_client *c = NULL;
     uint32_t n = 0;
     const gw_store_client_cfg client = {
-        .endpoint = cfg->endpoint, .name = "bench_lease", .connect_timeout_ns = 10 * MOE_NS_PER_S};
+        .endpoint = cfg->endpoint, .name = "bench_lease", .connect_timeout_ns = 120 * MOE_NS_PER_S};
     int32_t *ns = calloc(cfg->rounds, sizeof *ns);
     if (ns == NULL) {
         return fail(&(moe_err){.status = MOE_ERR_NO_MEMORY, .file = __FILE__});
     }
     moe_status st = gw_store_client_create(&client, &c, &err);
     if (st == MOE_OK) {
-        st = make_resident(c, &n, &err);
+        st = make_resident(c, (uint32_t)cfg->experts, &n, &err);
     }
     if (st == MOE_OK) {
         st = measure(c, n, ns, cfg->rounds, &err);
