@@ -56,6 +56,10 @@ typedef struct moe_config_spec {
     const char *about;    /* one or two sentences */
     const moe_config_row *rows;
     size_t n_rows;
+    /* Subcommands, "run|serve"; NULL: none. A row whose help begins "run, serve: " concerns these
+     * alone; after "; " other words may follow for others: "run: a prompt; serve: an address". */
+    const char *commands;
+    const char *command; /* --help leaves out what does not concern it; NULL: shows everything */
 } moe_config_spec;
 
 typedef enum moe_config_action {

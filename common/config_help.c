@@ -1,5 +1,6 @@
 /* config_help.c - --help and --print-config, made from the same rows that parse.
  * Called by main.c files, on the main thread; no state. */
+#include <stdbool.h>
 #include <string.h>
 
 #include "common/config.h"
@@ -82,6 +83,53 @@ static void print_row(const moe_config_spec *spec, const moe_config_row *row, FI
     print_wrapped(facts, out);
 }
 
+/* ---- rows of subcommands ---- */
+
+static bool is_one_of(const char *name, size_t len, const char *names)
+{
+    for (const char *n = names; n != NULL; n = strchr(n, '|'), n += n != NULL) {
+        if (strncmp(n, name, len) == 0 && (n[len] == '|' || n[len] == '\0')) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether text begins "name, name: ", all of them commands; *out_names_it: one is spec->command. */
+static bool names_commands(const moe_config_spec *spec, const char *text, bool *out_names_it)
+{
+    *out_names_it = false;
+    while (true) {
+        size_t len = strcspn(text, ",: ");
+        if (len == 0 || !is_one_of(text, len, spec->commands)) {
+            return false;
+        }
+        *out_names_it = *out_names_it || is_one_of(text, len, spec->command);
+        text += len;
+        if (strncmp(text, ": ", 2) == 0) {
+            return true;
+        }
+        if (strncmp(text, ", ", 2) != 0) {
+            return false;
+        }
+        text += 2;
+    }
+}
+
+static bool concerns_command(const moe_config_spec *spec, const moe_config_row *row)
+{
+    bool names_it = false;
+    if (spec->command == NULL || !names_commands(spec, row->help, &names_it)) {
+        return true;
+    }
+    const char *part = row->help;
+    while (!names_it && (part = strstr(part, "; ")) != NULL) {
+        part += 2;
+        names_it = names_commands(spec, part, &names_it) && names_it;
+    }
+    return names_it;
+}
+
 void moe_config_help(const moe_config_spec *spec, FILE *out)
 {
     static const char *const fixed[][2] = {
@@ -92,12 +140,18 @@ void moe_config_help(const moe_config_spec *spec, FILE *out)
     };
     fprintf(out, "Usage: %s [OPTION]...%s%s\n\n%s\n\n", spec->program,
             spec->synopsis[0] != '\0' ? " " : "", spec->synopsis, spec->about);
+    if (spec->command != NULL) {
+        fprintf(out, "Settings of `%s`; %s --help shows those of the other commands, too.\n",
+                spec->command, spec->program);
+    }
     fprintf(out,
             "Each setting: default, then [%s] of the --config file, then the environment,\n"
             "then the command line.\n\n",
             spec->section);
     for (size_t i = 0; i < spec->n_rows; i++) {
-        print_row(spec, &spec->rows[i], out);
+        if (concerns_command(spec, &spec->rows[i])) {
+            print_row(spec, &spec->rows[i], out);
+        }
     }
     for (size_t i = 0; i < sizeof fixed / sizeof fixed[0]; i++) {
         fprintf(out, "  %s\n", fixed[i][0]);

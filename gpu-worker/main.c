@@ -18,19 +18,30 @@ static const struct {
                 {"eval", gw_eval_main},
                 {"calibrate", gw_calibrate_main}};
 
+static const char *command_named(const char *word)
+{
+    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
+        if (strcmp(word, commands[i].name) == 0) {
+            return commands[i].name;
+        }
+    }
+    return NULL;
+}
+
 int main(int argc, char **argv)
 {
+    moe_config_spec spec = gw_config_spec;
     gw_config cfg;
     moe_err err;
     moe_config_action action = MOE_CONFIG_RUN;
     const char *words[2] = {NULL, NULL}; /* the command; replay: its file */
     uint32_t n_words = 0;
-    if (moe_config_load(&gw_config_spec, argc, argv, &cfg, words, 2, &n_words, &action, &err) !=
-        MOE_OK) {
+    spec.command = argc > 1 ? command_named(argv[1]) : NULL; /* for --help */
+    if (moe_config_load(&spec, argc, argv, &cfg, words, 2, &n_words, &action, &err) != MOE_OK) {
         fprintf(stderr, "gpu-worker: %s\n", err.text);
         return 2;
     }
-    if (moe_config_answer(&gw_config_spec, action, &cfg, stdout)) {
+    if (moe_config_answer(&spec, action, &cfg, stdout)) {
         return 0;
     }
     moe_log_set_level((moe_log_level)cfg.log_level);
@@ -38,7 +49,7 @@ int main(int argc, char **argv)
     if (n_words == 0) {
         fprintf(stderr,
                 "gpu-worker: no command; use run, serve, bench, plan, replay, eval or calibrate "
-                "(--help shows all settings)\n");
+                "(--help shows all settings, COMMAND --help its own)\n");
         return 2;
     }
     if (n_words == 2) {

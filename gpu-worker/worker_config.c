@@ -114,6 +114,7 @@ static const moe_config_row rows[] = {
 const moe_config_spec gw_config_spec = {
     .program = "gpu-worker",
     .section = "worker",
+    .commands = "run|serve|bench|plan|replay|eval|calibrate",
     .synopsis = "run|serve|bench|plan|replay FILE|eval|calibrate [options]",
     .about = "Runs the transformer; its experts come from expert-store while blocks compute.\n"
              "  run    answers prompts from --prompt, --file or standard input and exits\n"

@@ -339,6 +339,42 @@ static void help_shows_default_range_and_environment_in_short_lines(void **state
     free(text);
 }
 
+static void help_of_a_command_leaves_out_the_rows_of_others(void **state)
+{
+    (void)state;
+    static const moe_config_row command_rows[] = {
+        ROW(n_slots, MOE_CFG_U64, 0, 9, "0", "for all: even so"),
+        ROW(rate, MOE_CFG_F64, 0, 9, "0", "walk, run: how fast"),
+        ROW(direct_io, MOE_CFG_BOOL, 0, 0, "false", "walk: the short way; swim: under water"),
+        ROW(slot_bytes, MOE_CFG_SIZE, 0, 9, "0B", "walk, fly: not all of these are commands"),
+    };
+    static const struct {
+        const char *command, *shown;
+    } cases[] = {{NULL, "nrds"}, {"walk", "nrds"}, {"run", "nrs"}, {"swim", "nds"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        moe_config_spec some = {.program = "demo",
+                                .section = "demo",
+                                .synopsis = "",
+                                .about = "",
+                                .rows = command_rows,
+                                .n_rows = 4,
+                                .commands = "walk|run|swim",
+                                .command = cases[i].command};
+        char *text = NULL;
+        size_t len = 0;
+        FILE *f = open_memstream(&text, &len);
+        assert_non_null(f);
+        moe_config_help(&some, f);
+        fclose(f);
+        assert_int_equal(strchr(cases[i].shown, 'n') != NULL, strstr(text, "--n-slots") != NULL);
+        assert_int_equal(strchr(cases[i].shown, 'r') != NULL, strstr(text, "--rate") != NULL);
+        assert_int_equal(strchr(cases[i].shown, 'd') != NULL, strstr(text, "direct-io") != NULL);
+        assert_int_equal(strchr(cases[i].shown, 's') != NULL, strstr(text, "slot-bytes") != NULL);
+        assert_int_equal(cases[i].command != NULL, strstr(text, "Settings of `") != NULL);
+        free(text);
+    }
+}
+
 static void printed_settings_load_back(void **state)
 {
     (void)state;
@@ -438,6 +474,7 @@ int main(void)
         cmocka_unit_test_teardown(other_sections_indentation_and_line_ends_are_fine, clean_up),
         cmocka_unit_test(help_and_version_win_over_mistakes),
         cmocka_unit_test(help_shows_default_range_and_environment_in_short_lines),
+        cmocka_unit_test(help_of_a_command_leaves_out_the_rows_of_others),
         cmocka_unit_test_teardown(printed_settings_load_back, clean_up),
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(the_default_endpoint_is_per_user),
