@@ -29,6 +29,8 @@ static const uint32_t MAX_PROJECTED_ROWS = 4;
 
 enum { QUERY, KEY, VALUE };
 
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900 /* clusters */
+
 struct projected_memory {
     float row[3][MAX_D_HEAD]; /* the row's own query, key and value, zero past d_head */
     float key[WARP][KEY_STRIDE], value[WARP][MAX_D_HEAD]; /* of the part's first positions */
@@ -122,7 +124,6 @@ template <int parts, bool is_bf16>
 static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS)
     projected_attention_kernel(krn_linear_args l, krn_attention_args a)
 {
-#if __CUDA_ARCH__ >= 900
     extern __shared__ float4 dynamic[];
     float *normed = (float *)dynamic;
     __shared__ __align__(16) projected_memory shared;
@@ -197,8 +198,16 @@ static __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(THREADS
                 place.n_visible > 0 ? mean : 0.0f;
         }
     }
-#endif
 }
+
+#else
+
+template <int parts, bool is_bf16> /* never launched: krn_cuda_can_project */
+static __global__ void projected_attention_kernel(krn_linear_args, krn_attention_args)
+{
+}
+
+#endif
 
 bool krn_cuda_can_project(const krn_stream *s, const krn_attention_args *a)
 {
