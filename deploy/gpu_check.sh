@@ -210,7 +210,7 @@ bench_demo() { # routing as a real model chose it, from a recording of its golde
     [ -f "$demo/golden.json" ] || return 0
     "$bin/expert-pack" "$demo" --out "$work/demo.store" >>"$out/logs/pack" 2>&1
     serve --store "$work/demo.store" || true
-    sed -n 's/.*"text": "\(.*\)",$/\1/p' "$demo/golden.json" >"$work/texts"
+    sed -n 's/.*"text":"\([^"]*\)".*/\1/p' "$demo/golden.json" >"$work/texts"
     "$bin/gpu-worker" run --endpoint "$endpoint" --backend "$backend" --file "$work/texts" --max-batch 1 \
         --record-routing "$work/demo.routing" >>"$out/logs/bench" 2>&1 || true
     bench cache demo --routing "trace:$work/demo.routing" --policies pregated,on-demand \
