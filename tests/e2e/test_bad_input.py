@@ -182,6 +182,7 @@ class BadWorker(unittest.TestCase):
         self.assertTrue(worker.running())
         store.start()
         self.addCleanup(store.discard)
+        store.ready()
         worker.ready()
         self.assertEqual(CASES[3]["output_text"], worker.ask(CASES[3]["text"]))
 
