@@ -85,26 +85,17 @@ static void print_row(const moe_config_spec *spec, const moe_config_row *row, FI
 
 /* ---- rows of subcommands ---- */
 
-static bool is_one_of(const char *name, size_t len, const char *names)
-{
-    for (const char *n = names; n != NULL; n = strchr(n, '|'), n += n != NULL) {
-        if (strncmp(n, name, len) == 0 && (n[len] == '|' || n[len] == '\0')) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* Whether text begins "name, name: ", all of them commands; *out_names_it: one is spec->command. */
 static bool names_commands(const moe_config_spec *spec, const char *text, bool *out_names_it)
 {
     *out_names_it = false;
     while (true) {
         size_t len = strcspn(text, ",: ");
-        if (len == 0 || !is_one_of(text, len, spec->commands)) {
+        int which = 0;
+        if (!moe_config_find_choice(spec->commands, text, len, &which)) {
             return false;
         }
-        *out_names_it = *out_names_it || is_one_of(text, len, spec->command);
+        *out_names_it |= strlen(spec->command) == len && strncmp(spec->command, text, len) == 0;
         text += len;
         if (strncmp(text, ": ", 2) == 0) {
             return true;

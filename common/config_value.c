@@ -104,12 +104,12 @@ static bool nth_choice(const char *choices, int i, const char **out_start, size_
     return true;
 }
 
-static bool parse_choice(const char *choices, const char *text, int *out)
+bool moe_config_find_choice(const char *choices, const char *text, size_t len, int *out)
 {
     const char *name = NULL;
-    size_t len = 0;
-    for (int i = 0; nth_choice(choices, i, &name, &len); i++) {
-        if (strlen(text) == len && strncmp(text, name, len) == 0) {
+    size_t name_len = 0;
+    for (int i = 0; nth_choice(choices, i, &name, &name_len); i++) {
+        if (name_len == len && strncmp(text, name, len) == 0) {
             *out = i;
             return true;
         }
@@ -178,7 +178,7 @@ static bool parse_value(const moe_config_row *row, const char *text, moe_config_
     case MOE_CFG_BOOL:
         return parse_flag(text, &out->flag);
     case MOE_CFG_ENUM:
-        return parse_choice(row->choices, text, &out->choice);
+        return moe_config_find_choice(row->choices, text, strlen(text), &out->choice);
     }
     return false;
 }

@@ -30,6 +30,9 @@ void moe_config_value_format(const moe_config_row *row, const moe_config_value *
 /* "a size from 4KiB to 4GiB", "one of lru, lfu"; out has MOE_CFG_ALLOWED_BYTES. */
 void moe_config_value_allowed(const moe_config_row *row, char *out);
 
+/* Which of "a|b|c" the first len characters of text are; false: none. */
+bool moe_config_find_choice(const char *choices, const char *text, size_t len, int *out);
+
 /* "slot_bytes" -> "slot-bytes" and "PREGATE_STORE_SLOT_BYTES". */
 void moe_config_option_name(const moe_config_row *row, char *out, size_t out_bytes);
 void moe_config_env_name(const moe_config_spec *spec, const moe_config_row *row, char *out,

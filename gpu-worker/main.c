@@ -7,22 +7,24 @@
 #include "common/log.h"
 #include "gpu-worker/worker.h"
 
-static const struct {
+typedef struct command {
     const char *name;
     int (*run)(const gw_config *cfg);
-} commands[] = {{"run", gw_run_main},
-                {"serve", gw_serve_main},
-                {"bench", gw_bench_main},
-                {"plan", gw_plan_main},
-                {"replay", gw_replay_main},
-                {"eval", gw_eval_main},
-                {"calibrate", gw_calibrate_main}};
+} command;
 
-static const char *command_named(const char *word)
+static const command commands[] = {{"run", gw_run_main},
+                                   {"serve", gw_serve_main},
+                                   {"bench", gw_bench_main},
+                                   {"plan", gw_plan_main},
+                                   {"replay", gw_replay_main},
+                                   {"eval", gw_eval_main},
+                                   {"calibrate", gw_calibrate_main}};
+
+static const command *find_command(const char *word)
 {
     for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
         if (strcmp(word, commands[i].name) == 0) {
-            return commands[i].name;
+            return &commands[i];
         }
     }
     return NULL;
@@ -36,7 +38,8 @@ int main(int argc, char **argv)
     moe_config_action action = MOE_CONFIG_RUN;
     const char *words[2] = {NULL, NULL}; /* the command; replay: its file */
     uint32_t n_words = 0;
-    spec.command = argc > 1 ? command_named(argv[1]) : NULL; /* for --help */
+    const command *chosen = argc > 1 ? find_command(argv[1]) : NULL;
+    spec.command = chosen != NULL ? chosen->name : NULL; /* for --help */
     if (moe_config_load(&spec, argc, argv, &cfg, words, 2, &n_words, &action, &err) != MOE_OK) {
         fprintf(stderr, "gpu-worker: %s\n", err.text);
         return 2;
@@ -60,10 +63,9 @@ int main(int argc, char **argv)
         }
         snprintf(cfg.file, sizeof cfg.file, "%s", words[1]);
     }
-    for (size_t i = 0; i < sizeof commands / sizeof commands[0]; i++) {
-        if (strcmp(words[0], commands[i].name) == 0) {
-            return commands[i].run(&cfg);
-        }
+    chosen = find_command(words[0]);
+    if (chosen != NULL) {
+        return chosen->run(&cfg);
     }
     fprintf(stderr,
             "gpu-worker: unknown command '%s'; use run, serve, bench, plan, replay, eval or "

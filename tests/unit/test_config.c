@@ -316,15 +316,21 @@ static void help_and_version_win_over_mistakes(void **state)
     assert_int_equal(3, o.config.n_slots);
 }
 
-static void help_shows_default_range_and_environment_in_short_lines(void **state)
+static char *help_text(const moe_config_spec *of) /* the caller's to free */
 {
-    (void)state;
     char *text = NULL;
     size_t len = 0;
     FILE *f = open_memstream(&text, &len);
     assert_non_null(f);
-    moe_config_help(&spec, f);
+    moe_config_help(of, f);
     fclose(f);
+    return text;
+}
+
+static void help_shows_default_range_and_environment_in_short_lines(void **state)
+{
+    (void)state;
+    char *text = help_text(&spec);
     assert_memory_equal("Usage: demo [OPTION]... [FILE]\n\nTries settings.\n\n", text, 49);
     assert_non_null(strstr(text, "  --slot-bytes SIZE\n"
                                  "      one pinned slot\n"
@@ -360,12 +366,7 @@ static void help_of_a_command_leaves_out_the_rows_of_others(void **state)
                                 .n_rows = 4,
                                 .commands = "walk|run|swim",
                                 .command = cases[i].command};
-        char *text = NULL;
-        size_t len = 0;
-        FILE *f = open_memstream(&text, &len);
-        assert_non_null(f);
-        moe_config_help(&some, f);
-        fclose(f);
+        char *text = help_text(&some);
         assert_int_equal(strchr(cases[i].shown, 'n') != NULL, strstr(text, "--n-slots") != NULL);
         assert_int_equal(strchr(cases[i].shown, 'r') != NULL, strstr(text, "--rate") != NULL);
         assert_int_equal(strchr(cases[i].shown, 'd') != NULL, strstr(text, "direct-io") != NULL);
