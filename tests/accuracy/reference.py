@@ -20,15 +20,12 @@ from torch.nn import functional as F
 import metrics
 import store
 import switch
+import train
 
 HERE = pathlib.Path(__file__).parent
 PAIRS = HERE / "restore-heldout.tsv"
 BATCH = 32
 MAX_OUTPUT_TOKENS = 256  # gpu-worker's default
-
-
-def padded(rows):
-    return torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
 
 
 def load(path):
@@ -53,12 +50,11 @@ def reference(path, pairs):
     pieces = sentencepiece.SentencePieceProcessor(model_file=f"{path}/spiece.model")
     end = model.cfg["eos_token_id"]
     encoded = [[pieces.encode(text) + [end] for text in pair] for pair in pairs]
-    answers, logprob = [], 0.0
+    logprob = 0.0
     for at in range(0, len(pairs), BATCH):
-        ids, target = map(padded, zip(*encoded[at:at + BATCH]))
+        ids, target = (train.padded(rows, max(map(len, rows))) for rows in zip(*encoded[at:at + BATCH]))
         logprob += forced_logprobs(model, ids, target).sum().item()
-        for row in model.greedy(ids, MAX_OUTPUT_TOKENS).tolist():
-            answers.append(pieces.decode(row[:row.index(end)] if end in row else row))
+    answers = train.answer(model, [text for text, _ in pairs], pieces, "cpu", MAX_OUTPUT_TOKENS)
     n_tokens = sum(len(target) for _, target in encoded)
     scores = metrics.score(list(zip(answers, (r for _, r in pairs))))
     return {"model": pathlib.Path(path).name, "sha256": store.checkpoint_hash(path),
