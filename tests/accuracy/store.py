@@ -23,6 +23,7 @@ class Store:
         self.dir = os.path.join(scratch, "model.store")
         self.endpoint = "ipc://" + os.path.join(scratch, "store.sock")
         self.options = options
+        self.backend = "cpu"
         self.process = None
         self.run("expert-pack", model, "--out", self.dir)
 
@@ -34,7 +35,7 @@ class Store:
         return done.stdout
 
     def worker(self, *args):
-        return self.run("gpu-worker", *args, "--endpoint", self.endpoint, "--backend", "cpu",
+        return self.run("gpu-worker", *args, "--endpoint", self.endpoint, "--backend", self.backend,
                         "--threads", "1", "--connect-timeout-s", "30", "--log-level", "warn")
 
     def start(self):
