@@ -35,7 +35,7 @@ def groups(runs):
     """{base: {variant: [error rate by seed]}}; the growing of bases is left out."""
     found = {}
     for run in runs:
-        name = re.fullmatch(r"(?:(deep|vowels)-)?(\w+)-(\d+)-\d+", run["name"])
+        name = re.fullmatch(r"(?:(deep|vowels-1000|vowels)-)?(\w+)-(\d+)-\d+", run["name"])
         if name:
             base = f"{name[3]} experts" + (f", {name[1]}" if name[1] else "")
             found.setdefault(base, {}).setdefault(name[2], []).append(run["cer"])
