@@ -70,9 +70,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
         with Store(bin_dir, MODEL, scratch) as store:
             predictors = calibrate(store, out, scratch)
-            store.run("expert-pack", "add", store.dir, predictors)
-            store.stop()
-            store.start()
+            store.add_predictors(predictors)
             work(store, out)
 
 

@@ -18,12 +18,12 @@ def checkpoint_hash(model):
 class Store:
     """with Store(bin_dir, model_dir, scratch) as store: store.worker("eval", ...) -> its stdout"""
 
-    def __init__(self, bin_dir, model, scratch, *options):
+    def __init__(self, bin_dir, model, scratch, *options, backend="cpu"):
         self.bin = bin_dir
         self.dir = os.path.join(scratch, "model.store")
         self.endpoint = "ipc://" + os.path.join(scratch, "store.sock")
         self.options = options
-        self.backend = "cpu"
+        self.backend = backend
         self.process = None
         self.run("expert-pack", model, "--out", self.dir)
 
@@ -47,6 +47,11 @@ class Store:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(timeout=30)
         assert status == 0, f"expert-store ended with {status}"
+
+    def add_predictors(self, path):
+        self.run("expert-pack", "add", self.dir, path)
+        self.stop()
+        self.start()
 
     def __enter__(self):
         self.start()

@@ -68,6 +68,8 @@ plan() {
             echo "deep-decoder$n-8-$seed base-deep $tune --seed $seed --decoder-lookahead $n"
         done
         echo "vowels-decoder-8-$seed base-8 $tune --seed $seed --task vowels --decoder-lookahead 1"
+    done
+    for seed in 1 2 3; do # long: RUN_SECONDS=300
         echo "vowels-1000-ordinary-8-$seed base-8 tune --steps 1000 --seed $seed --task vowels"
         echo "vowels-1000-both-8-$seed base-8 tune --steps 1000 --seed $seed --task vowels $both"
         echo "vowels-1000-decoder-8-$seed base-8 tune --steps 1000 --seed $seed --task vowels --decoder-lookahead 1"

@@ -18,16 +18,23 @@ from store import Store
 HERE = os.path.dirname(os.path.abspath(__file__))
 ORDINARY, PREGATED = "tests/golden/restore-base", "deploy/models/restore-pregated"
 FIT, HELD_OUT = "tests/accuracy/restore-fit.txt", "tests/accuracy/restore-heldout.tsv"
-CELLS, ROUNDS = "16", 3  # of 56 experts
+ROUNDS = 3
+FEW = ["--cells", "16", "--fetch-policy"]  # of 56 experts
+ORDINARY_WAYS = {"on demand": [*FEW, "on-demand"],
+                 "nobody guesses": [*FEW, "pregated", "--predict", "none"],
+                 "next routers guess": [*FEW, "pregated", "--predict", "router"],
+                 "calibrated predictors guess": [*FEW, "pregated", "--predict", "store"],
+                 "resident": ["--fetch-policy", "resident"]}
+PREGATED_WAYS = {"pre-gated checkpoint, on demand": [*FEW, "on-demand"],
+                 "pre-gated checkpoint": [*FEW, "pregated"],
+                 "pre-gated checkpoint, resident": ["--fetch-policy", "resident"]}
 
 
-def add_predictors(store, scratch):
+def calibrate(store, scratch):
     predictors = os.path.join(scratch, "predictors.safetensors")
     store.worker("calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident",
                  "--out", predictors)
-    store.run("expert-pack", "add", store.dir, predictors)
-    store.stop()
-    store.start()
+    store.add_predictors(predictors)
 
 
 def rounds(store, ways):
@@ -42,30 +49,22 @@ def rounds(store, ways):
              "seconds_of_all_rounds": sorted(seconds[name][1:]), **last[name]} for name in ways]
 
 
+def measure(bin_dir, model, backend, ways):
+    with tempfile.TemporaryDirectory(prefix="pregate-throughput-") as scratch:
+        with Store(bin_dir, model, scratch, backend=backend) as store:
+            if model == ORDINARY:
+                calibrate(store, scratch)
+            return rounds(store, ways)
+
+
 def main():
     bin_dir = os.path.abspath(sys.argv[1])
     out = os.path.abspath(sys.argv[2] if len(sys.argv) > 2 else
                           os.path.join(HERE, "results", "predictors-throughput.json"))
     backend = sys.argv[3] if len(sys.argv) > 3 else "cuda"
     os.chdir(os.path.join(HERE, "..", ".."))
-    few = ["--cells", CELLS, "--fetch-policy"]
-    with tempfile.TemporaryDirectory(prefix="pregate-throughput-") as scratch:
-        with Store(bin_dir, ORDINARY, scratch) as store:
-            store.backend = backend
-            add_predictors(store, scratch)
-            rows = rounds(store, {
-                "on demand": [*few, "on-demand"],
-                "nobody guesses": [*few, "pregated", "--predict", "none"],
-                "next routers guess": [*few, "pregated", "--predict", "router"],
-                "calibrated predictors guess": [*few, "pregated", "--predict", "store"],
-                "resident": ["--fetch-policy", "resident"]})
-    with tempfile.TemporaryDirectory(prefix="pregate-throughput-") as scratch:
-        with Store(bin_dir, PREGATED, scratch) as store:
-            store.backend = backend
-            rows += rounds(store, {
-                "pre-gated checkpoint, on demand": [*few, "on-demand"],
-                "pre-gated checkpoint": [*few, "pregated"],
-                "pre-gated checkpoint, resident": ["--fetch-policy", "resident"]})
+    rows = (measure(bin_dir, ORDINARY, backend, ORDINARY_WAYS)
+            + measure(bin_dir, PREGATED, backend, PREGATED_WAYS))
     with open(out, "w") as file:
         json.dump(rows, file, indent=1)
         file.write("\n")
