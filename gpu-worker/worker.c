@@ -11,6 +11,22 @@
 enum { TRACE_EVENTS = 1 << 20 };
 static const char *const backend_names[] = {"auto", "cpu", "cuda"};
 
+static void say_who_multiplies(const gw_worker *w)
+{
+    krn_device_info info;
+    w->ops->backend.info(w->device, &info);
+    if (info.on_tensor_cores) {
+        moe_log(MOE_LOG_INFO, "worker", "products", "by=\"%s\"", info.products);
+    } else if (info.products[0] != '\0') {
+        moe_log(
+            MOE_LOG_WARN, "worker", "products",
+            "by=\"kernels of our own\" reason=\"%s\" cost=\"the matrix products of prompts take "
+            "two to three times as long\" remedy=\"install cuBLAS of the CUDA Toolkit, or name "
+            "its directory in LD_LIBRARY_PATH\"",
+            info.products);
+    }
+}
+
 moe_status gw_worker_open_device(const gw_config *cfg, gw_worker *w, moe_err *err)
 {
     char note[200] = "";
@@ -24,7 +40,11 @@ moe_status gw_worker_open_device(const gw_config *cfg, gw_worker *w, moe_err *er
     krn_open_cfg open = {.device_index = (uint32_t)cfg->device,
                          .n_threads = (uint32_t)cfg->threads,
                          .link_gbps = cfg->cpu_link_gbps};
-    return w->ops->backend.open(&open, &w->device, err);
+    st = w->ops->backend.open(&open, &w->device, err);
+    if (st == MOE_OK) {
+        say_who_multiplies(w);
+    }
+    return st;
 }
 
 moe_status gw_endpoint_of(const gw_config *cfg, char *out, size_t out_bytes, moe_err *err)

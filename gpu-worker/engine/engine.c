@@ -830,6 +830,9 @@ void gw_engine_metrics(gw_engine *e, moe_metrics *m)
     if (e->session != NULL) {
         add_counters(gw_store_client_counters(e->session->client), m);
         gw_pipeline_metrics(e->session->pipeline, m);
+        moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_prompts_on_tensor_cores",
+                        "1: cuBLASLt multiplies the rows of prompts",
+                        e->session->on_tensor_cores ? 1.0 : 0.0, "%s", "");
         moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_predictors",
                         "Predictors of experts that the store has for an ordinary checkpoint",
                         (double)e->session->predictors.n, "%s", "");

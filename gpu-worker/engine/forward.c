@@ -45,6 +45,11 @@ struct pass {
     moe_err *err;
 };
 
+static uint32_t larger(uint32_t a, uint32_t b)
+{
+    return a > b ? a : b;
+}
+
 static bool ok(const struct pass *p)
 {
     return p->st == MOE_OK;
@@ -103,7 +108,8 @@ static krn_linear_args linear_args(const struct pass *p, const float *x, const g
                              .scale = 1.0f,
                              .x = x,
                              .w = w->data,
-                             .y = y};
+                             .y = y,
+                             .scratch = p->stack == MOE_ENCODER ? p->ws->linear_scratch : NULL};
 }
 
 /* y = norm(x) w^T; the normed rows are left in ws->h. */
@@ -186,6 +192,7 @@ static void self_attention(struct pass *p, const gw_attention_weights *w, uint32
                             .kv_len = ws->dev.self_len,
                             .max_kv_len = p->max_self_len,
                             .causal = p->stack == MOE_DECODER,
+                            .rows_share_kv = p->stack == MOE_ENCODER,
                             .rel_bias = stack->rel_bias,
                             .bias_half = stack->bias_half};
     if (p->stack == MOE_DECODER) {
@@ -493,6 +500,14 @@ static void begin(struct pass *p)
     embed(p, &p->f->cfg.weights->stack[p->stack].embed);
 }
 
+/* ws->qkv = the keys and values of a decoder layer's cross attention, from ws->h. */
+static void cross_product(struct pass *p, const gw_attention_weights *w)
+{
+    krn_linear_args kv = linear_args(p, p->ws->h, &w->kv, p->ws->qkv);
+    kv.y_stride = 3 * width_of(p);
+    linear(p, &kv);
+}
+
 /* What every decoder layer will attend to, from the encoder's output. */
 static void cross_keys(struct pass *p)
 {
@@ -501,12 +516,28 @@ static void cross_keys(struct pass *p)
     float *k = ws->qkv, *v = ws->qkv + width_of(p);
     for (uint32_t i = 0; i < p->shape->stack[MOE_DECODER].n_layers; i++) {
         const gw_attention_weights *w = &cfg->weights->stack[MOE_DECODER].layer[i].cross;
-        krn_linear_args kv = linear_args(p, ws->h, &w->kv, ws->qkv);
-        kv.y_stride = 3 * width_of(p);
-        linear(p, &kv);
+        cross_product(p, w);
         keep(p, k, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_K), ws->dev.cross_off);
         keep(p, v, gw_kv_cache_tensor(cfg->kv, i, GW_KV_CROSS_V), ws->dev.cross_off);
     }
+}
+
+/* Every product of an encode step, of one row that nobody reads: what a backend prepares at the
+ * first (ops_args.h) must not come while a step waits for the host. */
+static void prepare_products(struct pass *p)
+{
+    gw_workspace *ws = p->ws;
+    const gw_stack_weights *stack = &p->f->cfg.weights->stack[MOE_ENCODER];
+    for (uint32_t i = 0; i < p->shape->stack[MOE_ENCODER].n_layers; i++) {
+        const gw_layer_weights *w = &stack->layer[i];
+        const krn_linear_args qkv = normed_linear_args(p, &w->self.norm, &w->self.qkv, ws->qkv);
+        linear(p, &qkv);
+        add_projected(p, ws->attended, &w->self.o);
+        if (!p->shape->stack[MOE_ENCODER].layer_is_moe[i]) {
+            dense_feed_forward(p, w);
+        }
+    }
+    cross_product(p, &p->f->cfg.weights->stack[MOE_DECODER].layer[0].cross);
 }
 
 static void submit_encode(struct pass *p)
@@ -610,11 +641,6 @@ static struct pass new_pass(gw_forward *f, moe_stack stack, uint32_t n_seqs, moe
                          .stack = stack,
                          .n_seqs = n_seqs,
                          .err = err};
-}
-
-static uint32_t larger(uint32_t a, uint32_t b)
-{
-    return a > b ? a : b;
 }
 
 static void describe_prompts(struct pass *p, gw_sequence *const *seqs)
@@ -745,6 +771,16 @@ moe_status gw_forward_create(const gw_forward_cfg *cfg, gw_forward **out, moe_er
     if (st != MOE_OK) {
         free(f);
         return st;
+    }
+    struct pass p = new_pass(f, MOE_ENCODER, 1, err);
+    p.n_rows = 1;
+    prepare_products(&p);
+    if (ok(&p)) {
+        p.st = cfg->ops->backend.stream_sync(cfg->compute, err);
+    }
+    if (!ok(&p)) {
+        gw_forward_destroy(f);
+        return p.st;
     }
     *out = f;
     return MOE_OK;

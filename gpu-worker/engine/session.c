@@ -91,6 +91,9 @@ static moe_status create_forward(gw_session *s, const gw_engine_cfg *cfg, moe_er
         .predict = cfg->predict,
         .predict_top = cfg->predict_top,
         .lookahead = cfg->lookahead};
+    krn_device_info info;
+    cfg->ops->backend.info(cfg->device, &info);
+    s->on_tensor_cores = info.on_tensor_cores;
     return gw_forward_create(&forward, &s->forward, err);
 }
 

@@ -40,6 +40,22 @@ static void carve_routing(struct carver *c, uint64_t pairs, uint32_t n_experts, 
     r->offsets = carve(c, (uint64_t)n_experts + 1, sizeof(int32_t));
 }
 
+/* Of the largest product that an encode step makes. */
+static size_t linear_scratch_bytes(const moe_model_shape *s)
+{
+    const uint32_t width = s->n_heads * s->d_head;
+    const size_t of[] = {
+        krn_linear_scratch_bytes(s->d_model, 3 * width), /* queries, keys, values */
+        krn_linear_scratch_bytes(width, s->d_model),
+        krn_linear_scratch_bytes(s->d_model, s->d_ff), /* dense feed-forward */
+        krn_linear_scratch_bytes(s->d_ff, s->d_model)};
+    size_t largest = 0;
+    for (size_t i = 0; i < sizeof of / sizeof *of; i++) {
+        largest = of[i] > largest ? of[i] : largest;
+    }
+    return largest;
+}
+
 static void carve_device(struct carver *c, const moe_model_shape *s, gw_workspace *w)
 {
     uint64_t rows = w->max_rows;
@@ -53,6 +69,7 @@ static void carve_device(struct carver *c, const moe_model_shape *s, gw_workspac
     w->ff = carve(c, rows * s->d_ff, sizeof(float));
     w->gate_logits = carve(c, rows * s->n_experts, sizeof(float));
     w->logits = carve(c, (uint64_t)w->max_batch * s->vocab, sizeof(float));
+    w->linear_scratch = carve(c, linear_scratch_bytes(s), 1);
     w->capacity = carve(c, (uint64_t)w->max_batch * s->n_experts, sizeof(int32_t));
     carve_routing(c, pairs, s->n_experts, &w->routing[0]);
     carve_routing(c, pairs, s->n_experts, &w->routing[1]);

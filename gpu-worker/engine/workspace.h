@@ -56,6 +56,7 @@ typedef struct gw_workspace {
     float *ff;              /* [max_rows, d_ff] */
     float *gate_logits;     /* [max_rows, n_experts] route's scratch */
     float *logits;          /* [max_batch, vocab] */
+    void *linear_scratch;   /* of the products of prompts: ops_args.h */
     int32_t *capacity;      /* [max_batch * n_experts] dispatch's scratch */
     krn_routing routing[2]; /* by block parity: a block's own record, and its successor's */
     krn_routing guess;      /* of a block ahead: [max_rows, guess_top] pairs */

@@ -3,14 +3,16 @@
  * Owns: the krn_device. Streams, copies, signals, events and graphs: stream_cuda.cu; the clock that
  * events and mails share with the host: clock_cuda.cu.
  * Threads: as backend.h says; every entry makes its device current for the calling thread.
- * Modules load eagerly (CUDA_MODULE_LOADING=EAGER, set before the first CUDA call unless the user
- * set it): a kernel that loads lazily while a stream waits for the host can hang both (measured:
- * 4 of 8 runs, 0 of 8 when eager). Streams that share a hardware connection wait for each other, at
+ * A kernel that loads while a stream waits for the host can hang both (measured: 4 of 8 runs). So
+ * open loads every kernel of ours (krn_cuda_note_kernel), and prompts run every product of cuBLASLt
+ * once before they serve. CUDA_MODULE_LOADING=EAGER would do it too, for 2 s and 360 MB of device
+ * memory: it loads all of cuBLASLt. LAZY is set before the first CUDA call unless the user set it.
+ * Streams that share a hardware connection wait for each other, at
  * a flag too: CUDA_DEVICE_MAX_CONNECTIONS=32 (likewise) gives each of ours its own. Shutdown: close
  * after every stream and event is destroyed. A device that failed makes every call here fail;
  * destroying still frees what the host holds.
  */
-#include "kernels/backend/cuda_common.cuh"
+#include "kernels/backend/cublas_lt.cuh"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -65,7 +67,7 @@ moe_status krn_cuda_use(krn_device *d, moe_err *err)
  * program starts: setenv is not safe beside another thread's getenv. */
 static void set_driver_defaults(void)
 {
-    setenv("CUDA_MODULE_LOADING", "EAGER", 0);
+    setenv("CUDA_MODULE_LOADING", "LAZY", 0);
     setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", 0);
 }
 
@@ -129,6 +131,41 @@ static moe_status find_batch_mem_op(krn_device *d, moe_err *err)
     return st;
 }
 
+/* ---- kernels, and the library that multiplies ---- */
+
+enum { MAX_KERNELS = 256 };
+static const void *kernels[MAX_KERNELS]; /* written before main */
+static int n_kernels;
+
+int krn_cuda_note_kernel(const void *kernel)
+{
+    MOE_ASSERT(n_kernels < MAX_KERNELS);
+    kernels[n_kernels] = kernel;
+    return n_kernels++;
+}
+
+static moe_status load_kernels(moe_err *err)
+{
+    moe_status st = MOE_OK;
+    for (int i = 0; i < n_kernels && st == MOE_OK; i++) {
+        cudaFuncAttributes loaded;
+        st = KRN_CUDA(err, cudaFuncGetAttributes(&loaded, kernels[i]), "load a kernel");
+    }
+    return st;
+}
+
+static void open_cublas_lt(krn_device *d)
+{
+    moe_err why;
+    if (krn_cublas_lt_open(&d->cublas_lt, &why) == MOE_OK) {
+        const uint32_t version = krn_cublas_lt_version(d->cublas_lt);
+        snprintf(d->products, sizeof d->products, "cuBLASLt %u.%u.%u", version / 10000,
+                 version / 100 % 100, version % 100);
+    } else {
+        snprintf(d->products, sizeof d->products, "%.150s", why.text);
+    }
+}
+
 static moe_status open_device(krn_device *d, moe_err *err)
 {
     int n_sms = 0, major = 0;
@@ -136,8 +173,11 @@ static moe_status open_device(krn_device *d, moe_err *err)
     if (st == MOE_OK) {
         st = krn_cuda_use(d, err);
     }
-    if (st == MOE_OK) { /* creates the context and loads every kernel */
+    if (st == MOE_OK) { /* creates the context */
         st = KRN_CUDA(err, cudaFree(NULL), "start the CUDA device");
+    }
+    if (st == MOE_OK) {
+        st = load_kernels(err);
     }
     if (st == MOE_OK) {
         st = KRN_CUDA(err, cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, d->index),
@@ -155,6 +195,9 @@ static moe_status open_device(krn_device *d, moe_err *err)
     }
     if (st == MOE_OK) {
         st = krn_cuda_clock_init(&d->clock, err);
+    }
+    if (st == MOE_OK) {
+        open_cublas_lt(d);
     }
     return st;
 }
@@ -190,6 +233,7 @@ extern "C" void krn_cuda_close(krn_device *d)
     }
     (void)krn_cuda_use(d, NULL);
     krn_cuda_clock_fini(&d->clock);
+    krn_cublas_lt_close(d->cublas_lt);
     for (int i = 0; i < KRN_CUDA_MAX_REGISTRATIONS; i++) {
         if (d->registrations[i].base != NULL) {
             krn_cuda_host_unregister(d, d->registrations[i].base);
@@ -211,6 +255,8 @@ extern "C" void krn_cuda_info(krn_device *d, krn_device_info *out)
         out->memory_bytes = all_bytes;
         out->memory_free_bytes = free_bytes;
     }
+    memcpy(out->products, d->products, sizeof out->products);
+    out->on_tensor_cores = d->cublas_lt != NULL;
     (void)cudaGetLastError();
 }
 

@@ -60,6 +60,8 @@ struct krn_device {
     uint32_t n_sms;
     bool overlaps_kernels; /* compute capability 9.0: see krn_cuda_launch */
     krn_batch_mem_op batch_mem_op;
+    struct krn_cublas_lt *cublas_lt; /* owned; NULL: not to be had, see products */
+    char products[160];              /* who multiplies the rows of prompts, and why */
     krn_cuda_clock clock;
     krn_cuda_registration registrations[KRN_CUDA_MAX_REGISTRATIONS]; /* owner's thread writes */
 };
@@ -103,12 +105,23 @@ moe_status krn_cuda_use(krn_device *d, moe_err *err); /* makes it the calling th
 /* After a kernel launch: the launch's own error, named after the operation. */
 moe_status krn_cuda_launched(moe_err *err, const char *op);
 
+/* Modules load lazily, for cuBLASLt would load hundreds of megabytes (backend_cuda.cu). But a
+ * kernel that loads while a stream waits for the host can hang both, so every kernel that
+ * krn_cuda_launch may launch is noted here before main, and loaded when a device opens. */
+int krn_cuda_note_kernel(const void *kernel);
+template <auto kernel> struct krn_cuda_noted {
+    static const int number;
+};
+template <auto kernel>
+const int krn_cuda_noted<kernel>::number = krn_cuda_note_kernel((const void *)kernel);
+
 /* Launches so that the kernel may begin before the stream's previous kernel has ended; it waits for
  * it by itself (device_math.cuh, begin_kernel). Its launch's error: krn_cuda_launched. */
-template <typename... Params, typename... Args>
-static void krn_cuda_launch(const krn_stream *s, void (*kernel)(Params...), dim3 grid, dim3 block,
-                            size_t shared_bytes, Args... args)
+template <auto kernel, typename... Args>
+static void krn_cuda_launch(const krn_stream *s, dim3 grid, dim3 block, size_t shared_bytes,
+                            const Args &...args)
 {
+    (void)&krn_cuda_noted<kernel>::number;
     cudaLaunchAttribute overlap = {};
     overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     overlap.val.programmaticStreamSerializationAllowed = 1;
@@ -119,7 +132,7 @@ static void krn_cuda_launch(const krn_stream *s, void (*kernel)(Params...), dim3
     cfg.stream = s->handle;
     cfg.attrs = &overlap;
     cfg.numAttrs = s->device->overlaps_kernels ? 1 : 0;
-    (void)cudaLaunchKernelEx(&cfg, kernel, Params(args)...); /* remembered: krn_cuda_launched */
+    (void)cudaLaunchKernelEx(&cfg, kernel, args...); /* remembered: krn_cuda_launched */
 }
 
 moe_status krn_cuda_clock_init(krn_cuda_clock *c, moe_err *err);

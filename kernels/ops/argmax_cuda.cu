@@ -101,6 +101,6 @@ extern "C" moe_status krn_cuda_argmax(krn_stream *s, const krn_argmax_args *a, m
         return st;
     }
     const dim3 grid(a->n_rows, a->n_rows <= KRN_CUDA_SPLIT_ROWS ? KRN_CUDA_SPLITS : 1);
-    krn_cuda_launch(s, argmax_kernel, grid, THREADS, 0, *a, s->scratch);
+    krn_cuda_launch<argmax_kernel>(s, grid, THREADS, 0, *a, s->scratch);
     return krn_cuda_launched(err, "argmax");
 }

@@ -2,12 +2,12 @@
  *
  * One block of 8 warps per (row, head), a warp for each part of the positions; how a part is
  * computed and the parts are merged: attention_device.cuh. A projection in front, of few rows:
- * projected_attention_cuda.cu; of more, linear. Shared memory: 9 * d_head floats, 9.2 KB at most.
- * Cost: reads k and v once per row and head, from the second-level cache when several rows share a
- * sequence.
+ * projected_attention_cuda.cu; of more, linear. Rows of a prompt: prompt_attention_cuda.cu. Shared
+ * memory: 9 * d_head floats, 9.2 KB at most. Cost: reads k and v once per row and head.
  */
 #include "kernels/ops/attention_device.cuh"
 #include "kernels/ops/projected_attention_cuda.h"
+#include "kernels/ops/prompt_attention_cuda.h"
 
 enum { THREADS = PARTS * WARP };
 
@@ -70,13 +70,13 @@ template <bool vector> static void launch(const krn_stream *s, const krn_attenti
 {
     const dim3 grid(a->n_rows, a->n_heads);
     if (a->d_head <= WARP) {
-        krn_cuda_launch(s, attention_kernel<1, vector>, grid, THREADS, 0, *a);
+        krn_cuda_launch<attention_kernel<1, vector>>(s, grid, THREADS, 0, *a);
     } else if (a->d_head <= 2 * WARP) {
-        krn_cuda_launch(s, attention_kernel<2, vector>, grid, THREADS, 0, *a);
+        krn_cuda_launch<attention_kernel<2, vector>>(s, grid, THREADS, 0, *a);
     } else if (a->d_head <= 4 * WARP) {
-        krn_cuda_launch(s, attention_kernel<4, vector>, grid, THREADS, 0, *a);
+        krn_cuda_launch<attention_kernel<4, vector>>(s, grid, THREADS, 0, *a);
     } else {
-        krn_cuda_launch(s, attention_kernel<KRN_MAX_D_HEAD / WARP, vector>, grid, THREADS, 0, *a);
+        krn_cuda_launch<attention_kernel<KRN_MAX_D_HEAD / WARP, vector>>(s, grid, THREADS, 0, *a);
     }
 }
 
@@ -97,6 +97,9 @@ extern "C" moe_status krn_cuda_attention(krn_stream *s, const krn_attention_args
         if (st != MOE_OK) {
             return st;
         }
+    }
+    if (krn_cuda_is_prompt(a)) {
+        return krn_cuda_prompt_attention(s, a, err);
     }
     if (rows_are_aligned(a)) {
         launch<true>(s, a);

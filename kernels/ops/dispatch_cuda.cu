@@ -19,6 +19,6 @@ extern "C" moe_status krn_cuda_dispatch(krn_stream *s, const krn_dispatch_args *
     if (st != MOE_OK) {
         return st;
     }
-    krn_cuda_launch(s, dispatch_kernel, 1, SORT_THREADS, 0, *a);
+    krn_cuda_launch<dispatch_kernel>(s, 1, SORT_THREADS, 0, *a);
     return krn_cuda_launched(err, "dispatch");
 }

@@ -24,9 +24,9 @@ extern "C" moe_status krn_cuda_embed(krn_stream *s, const krn_embed_args *a, moe
         return st;
     }
     if (a->w_dtype == MOE_BF16) {
-        krn_cuda_launch(s, embed_kernel<true>, a->n_rows, THREADS, 0, *a);
+        krn_cuda_launch<embed_kernel<true>>(s, a->n_rows, THREADS, 0, *a);
     } else {
-        krn_cuda_launch(s, embed_kernel<false>, a->n_rows, THREADS, 0, *a);
+        krn_cuda_launch<embed_kernel<false>>(s, a->n_rows, THREADS, 0, *a);
     }
     return krn_cuda_launched(err, "embed");
 }

@@ -202,7 +202,7 @@ static void launch_kind(const krn_stream *s, const ffn_pass *p, uint32_t n_rows,
 {
     const dim3 grid(ceil_div(p->d_out, WARPS * (kind == MANY_ROWS ? 4 : 1)), n_places,
                     smaller(ceil_div(n_rows, GROUP), MAX_GRID_GROUPS));
-    krn_cuda_launch(s, ffn_kernel<kind, is_bf16>, grid, THREADS, 0, *p);
+    krn_cuda_launch<ffn_kernel<kind, is_bf16>>(s, grid, THREADS, 0, *p);
 }
 
 /* Cells are aligned; the second matrix is if the first is whole vectors. */
@@ -260,7 +260,7 @@ extern "C" moe_status krn_cuda_expert_ffn(krn_stream *s, const krn_expert_ffn_ar
     wo.d_in = a->d_ff;
     wo.d_out = a->d_model;
     if (a->wave != NULL) {
-        krn_cuda_launch(s, stage_wave, 1, WARP, 0, *a, &s->scratch->wave);
+        krn_cuda_launch<stage_wave>(s, 1, WARP, 0, *a, &s->scratch->wave);
     }
     launch(s, a, &wi);
     launch(s, a, &wo);

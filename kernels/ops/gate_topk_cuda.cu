@@ -33,9 +33,9 @@ template <bool is_bf16>
 static void launch(const krn_stream *s, const krn_gate_topk_args *a, bool vector)
 {
     if (vector) {
-        krn_cuda_launch(s, gate_topk_kernel<is_bf16, true>, a->n_rows, THREADS, 0, *a);
+        krn_cuda_launch<gate_topk_kernel<is_bf16, true>>(s, a->n_rows, THREADS, 0, *a);
     } else {
-        krn_cuda_launch(s, gate_topk_kernel<is_bf16, false>, a->n_rows, THREADS, 0, *a);
+        krn_cuda_launch<gate_topk_kernel<is_bf16, false>>(s, a->n_rows, THREADS, 0, *a);
     }
 }
 

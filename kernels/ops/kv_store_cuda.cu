@@ -23,6 +23,6 @@ extern "C" moe_status krn_cuda_kv_store(krn_stream *s, const krn_kv_store_args *
     if (st != MOE_OK || a->n_rows == 0) {
         return st;
     }
-    krn_cuda_launch(s, kv_store_kernel, a->n_rows, THREADS, 0, *a);
+    krn_cuda_launch<kv_store_kernel>(s, a->n_rows, THREADS, 0, *a);
     return krn_cuda_launched(err, "kv_store");
 }

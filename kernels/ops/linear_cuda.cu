@@ -8,9 +8,10 @@
  * weights are asked for, and its first ones loaded, before the kernel before has ended. Shared
  * memory: 8 rows of d_in floats with a norm, else none. Many rows (a prompt) are normed once
  * instead, by rms_norm, with the same bits. Cost: few rows are bound by reading w once; many rows
- * by f32 multiply-adds (activations stay f32, so tensor cores do not serve).
+ * by f32 multiply-adds, so prompts with scratch go to prompt_linear_cuda.cu.
  */
 #include "kernels/backend/device_math.cuh"
+#include "kernels/ops/prompt_linear_cuda.h"
 
 enum { WARPS = 8, THREADS = WARPS * WARP };
 static const uint32_t MAX_NORMED_ROWS = 64;         /* more are normed once */
@@ -81,11 +82,11 @@ static void launch_tile(const krn_stream *s, const krn_linear_args *a)
 {
     const dim3 grid(ceil_div(a->d_out, WARPS * columns), ceil_div(a->n_rows, rows));
     if (a->norm_w != NULL) {
-        krn_cuda_launch(s, linear_kernel<rows, columns, is_bf16, true, vector>, grid, THREADS,
-                        rows * a->d_in * sizeof(float), *a);
+        krn_cuda_launch<linear_kernel<rows, columns, is_bf16, true, vector>>(
+            s, grid, THREADS, rows * a->d_in * sizeof(float), *a);
     } else {
-        krn_cuda_launch(s, linear_kernel<rows, columns, is_bf16, false, vector>, grid, THREADS, 0,
-                        *a);
+        krn_cuda_launch<linear_kernel<rows, columns, is_bf16, false, vector>>(s, grid, THREADS, 0,
+                                                                              *a);
     }
 }
 
@@ -135,11 +136,15 @@ extern "C" moe_status krn_cuda_linear(krn_stream *s, const krn_linear_args *args
     if (st == MOE_OK) {
         st = krn_cuda_use(s->device, err);
     }
-    if (st == MOE_OK && a.n_rows > 0 && a.norm_w != NULL && !norms_in_place(&a)) {
-        st = norm_first(s, &a, err);
-    }
     if (st != MOE_OK || a.n_rows == 0) {
         return st;
+    }
+    const bool on_tensor_cores = krn_cuda_can_prompt_linear(s, &a);
+    if (a.norm_w != NULL && (on_tensor_cores || !norms_in_place(&a))) {
+        st = norm_first(s, &a, err);
+    }
+    if (st != MOE_OK || on_tensor_cores) {
+        return st == MOE_OK ? krn_cuda_prompt_linear(s, &a, err) : st;
     }
     if (a.w_dtype == MOE_BF16) {
         launch<true>(s, &a);

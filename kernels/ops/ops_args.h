@@ -13,6 +13,7 @@
 #define KRN_OPS_ARGS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "common/model_shape.h"
@@ -43,7 +44,13 @@ typedef struct krn_rms_norm_args {
  *   x: [n_rows, d_in] f32; w: [d_out, d_in] w_dtype; y: [n_rows, d_out] f32, row stride y_stride
  * With a norm in front, bit for bit as if rms_norm had run first: x is replaced by
  *   h[t,:] = x[t,:] / sqrt(mean(x[t,:]^2) + norm_eps) * norm_w
- *   norm_w: [d_in] norm_dtype, NULL: no norm; h: [n_rows, d_in] f32, written too */
+ *   norm_w: [d_in] norm_dtype, NULL: no norm; h: [n_rows, d_in] f32, written too
+ * With scratch a backend may multiply many rows faster, in another order of additions than without:
+ * again the same for every n_rows, so give it always or never for rows of one kind (here: prompts).
+ * The first such call of a (d_in, d_out) prepares and may synchronise: make it before anything
+ * waits for the host. Rows with numbers that are not finite may then give NaN where infinity was
+ * due. scratch: device, krn_linear_scratch_bytes(d_in, d_out) bytes, 256-byte aligned; NULL: none
+ */
 typedef struct krn_linear_args {
     uint32_t n_rows, d_in, d_out, w_dtype;
     uint32_t y_stride; /* >= d_out */
@@ -55,7 +62,15 @@ typedef struct krn_linear_args {
     const float *x;
     const void *w, *norm_w;
     float *h, *y;
+    void *scratch;
 } krn_linear_args;
+
+enum { KRN_LINEAR_CHUNK = 512 }; /* rows at a time with scratch */
+/* Of a chunk: three bf16 parts of x, and the product of each in f32. */
+static inline size_t krn_linear_scratch_bytes(uint32_t d_in, uint32_t d_out)
+{
+    return KRN_LINEAR_CHUNK * (3 * sizeof(uint16_t) * (size_t)d_in + 3 * sizeof(float) * d_out);
+}
 
 /* Copies row t of src to row kv_off[row_seq[t]] + row_pos[t] of dst.
  *   src: [n_rows, width] f32, row stride src_stride; dst: [*, width] f32; row_seq, row_pos:
@@ -84,6 +99,8 @@ typedef struct krn_attention_args {
     uint32_t max_kv_len;          /* host-known bound of kv_len: how much work there is */
     uint32_t q_stride, kv_stride; /* >= n_heads * d_head */
     bool causal;
+    bool rows_share_kv; /* rows of one sequence lie side by side (a prompt): a hint, no bit changes
+                         */
     const float *q, *new_k, *new_v, *rel_bias;
     float *k, *v; /* written only where new_k and new_v go */
     float *out;

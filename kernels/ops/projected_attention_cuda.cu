@@ -226,9 +226,9 @@ bool krn_cuda_can_project(const krn_stream *s, const krn_attention_args *a)
 template <int parts, bool is_bf16>
 static void launch(const krn_stream *s, const krn_attention_args *a)
 {
-    krn_cuda_launch(s, projected_attention_kernel<parts, is_bf16>,
-                    dim3(a->n_rows * CLUSTER, a->n_heads), THREADS,
-                    a->project->d_in * sizeof(float), *a->project, *a);
+    krn_cuda_launch<projected_attention_kernel<parts, is_bf16>>(
+        s, dim3(a->n_rows * CLUSTER, a->n_heads), THREADS, a->project->d_in * sizeof(float),
+        *a->project, *a);
 }
 
 moe_status krn_cuda_projected_attention(krn_stream *s, const krn_attention_args *a, moe_err *err)

@@ -17,6 +17,6 @@ extern "C" moe_status krn_cuda_publish(krn_stream *s, const krn_publish_args *a,
     if (st != MOE_OK) {
         return st;
     }
-    krn_cuda_launch(s, publish_kernel, 1, WARP, 0, *a, s->device->clock.offset_ns);
+    krn_cuda_launch<publish_kernel>(s, 1, WARP, 0, *a, s->device->clock.offset_ns);
     return krn_cuda_launched(err, "publish");
 }

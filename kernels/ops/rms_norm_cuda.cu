@@ -28,9 +28,9 @@ extern "C" moe_status krn_cuda_rms_norm(krn_stream *s, const krn_rms_norm_args *
     }
     const uint32_t n_blocks = (a->n_rows + WARPS - 1) / WARPS;
     if (a->d_model % VECTOR == 0 && (uintptr_t)a->x % 16 == 0) {
-        krn_cuda_launch(s, rms_norm_kernel<true>, n_blocks, THREADS, 0, *a);
+        krn_cuda_launch<rms_norm_kernel<true>>(s, n_blocks, THREADS, 0, *a);
     } else {
-        krn_cuda_launch(s, rms_norm_kernel<false>, n_blocks, THREADS, 0, *a);
+        krn_cuda_launch<rms_norm_kernel<false>>(s, n_blocks, THREADS, 0, *a);
     }
     return krn_cuda_launched(err, "rms_norm");
 }

@@ -112,9 +112,9 @@ static void launch_rows(const krn_stream *s, const krn_route_args *a)
 {
     const uint32_t n_blocks = (a->gate.n_experts + WARPS - 1) / WARPS;
     const size_t row_bytes = a->gate.d_model * sizeof(float);
-    krn_cuda_launch(s, route_kernel<rows_at_once, is_bf16, vector>, n_blocks, THREADS,
-                    a->norm.x != NULL ? rows_at_once * row_bytes : 0, *a,
-                    s->device->clock.offset_ns, &s->scratch->ticket);
+    krn_cuda_launch<route_kernel<rows_at_once, is_bf16, vector>>(
+        s, n_blocks, THREADS, a->norm.x != NULL ? rows_at_once * row_bytes : 0, *a,
+        s->device->clock.offset_ns, &s->scratch->ticket);
 }
 
 template <bool is_bf16> static void launch(const krn_stream *s, const krn_route_args *a)

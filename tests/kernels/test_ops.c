@@ -161,7 +161,7 @@ static void check_normed_rows(const linear_case *c, const krn_linear_args *a, co
     free(h);
 }
 
-static void check_linear(const linear_case *c, uint64_t *seed)
+static void check_linear(const linear_case *c, bool has_scratch, uint64_t *seed)
 {
     const size_t n_w = (size_t)c->d_out * c->d_in, n_x = (size_t)c->n_rows * c->d_in;
     const uint32_t stride = c->d_out + c->extra_stride;
@@ -189,6 +189,9 @@ static void check_linear(const linear_case *c, uint64_t *seed)
                          .y = rig_upload(&the, before, n_y * sizeof *before)};
     if (c->has_norm) {
         norm_case(c, &a, x, seed);
+    }
+    if (has_scratch) {
+        a.scratch = rig_poisoned(&the, krn_linear_scratch_bytes(c->d_in, c->d_out));
     }
     rig_ok(&the, the.ops->linear(the.stream, &a, &the.err));
     rig_copy(&the, got, a.y, n_y * sizeof *got);
@@ -246,8 +249,20 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
         {70, 768, 96, 0, MOE_BF16, MOE_ACT_RELU, 1.0f, false, true}, /* normed once for all */
         {3, 8000, 16, 0, MOE_F32, MOE_ACT_NONE, 1.0f, true, true},   /* too long to be shared */
     };
+    /* prompts, on tensor cores where there are any: several chunks, shapes of base and large */
+    static const linear_case prompts[] = {
+        {1100, 192, 96, 2, MOE_BF16, MOE_ACT_RELU, 0.5f, true, true},
+        {70, 768, 2304, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, false, true},
+        {33, 3072, 768, 0, MOE_BF16, MOE_ACT_NONE, 1.0f, true, false},
+        {40, 1024, 4096, 0, MOE_BF16, MOE_ACT_GELU_TANH, 1.0f, false, true},
+        {9, 100, 67, 1, MOE_BF16, MOE_ACT_NONE, 1.0f, false, true}, /* not a shape for them */
+        {9, 192, 384, 0, MOE_F32, MOE_ACT_NONE, 1.0f, false, true},
+    };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        check_linear(&cases[i], &seed);
+        check_linear(&cases[i], false, &seed);
+    }
+    for (size_t i = 0; i < sizeof prompts / sizeof *prompts; i++) {
+        check_linear(&prompts[i], true, &seed);
     }
     for (int i = 0; i < 40; i++) {
         linear_case c = {.n_rows = next_in(&seed, 1, 40),
@@ -259,7 +274,7 @@ static void linear_matches_the_reference_and_ignores_the_row_count(void **state)
                          .scale = next_float(&seed),
                          .accumulate = next_in(&seed, 0, 1) == 1,
                          .has_norm = next_in(&seed, 0, 1) == 1};
-        check_linear(&c, &seed);
+        check_linear(&c, next_in(&seed, 0, 1) == 1, &seed);
     }
 }
 
@@ -297,11 +312,11 @@ static void kv_store_writes_only_the_named_rows(void **state)
 
 /* ---- attention ---- */
 
-enum { MAX_SEQS = 4, MAX_KV = 150, MAX_ATT_ROWS = 24, MAX_WIDTH = 3 * 64 };
+enum { MAX_SEQS = 4, MAX_KV = 150, MAX_ATT_ROWS = 24, MAX_WIDTH = 3 * KRN_MAX_D_HEAD };
 
 typedef struct attention_data {
     uint32_t n_rows, n_heads, d_head, bias_half, n_seqs;
-    bool causal, has_bias;
+    bool causal, has_bias, is_prompt;
     int32_t row_seq[MAX_ATT_ROWS], row_pos[MAX_ATT_ROWS], kv_len[MAX_SEQS];
     int64_t kv_off[MAX_SEQS];
     float q[MAX_ATT_ROWS * MAX_WIDTH];
@@ -344,21 +359,23 @@ static void attend_in_double(const attention_data *a, uint32_t t, uint32_t h, do
 
 static void random_attention(attention_data *a, uint64_t *seed)
 {
-    static const uint32_t d_heads[] = {1, 5, 32, 64};
+    static const uint32_t d_heads[] = {1, 5, 32, 40, 64, 128, KRN_MAX_D_HEAD};
     memset(a, 0, sizeof *a);
     a->n_rows = next_in(seed, 1, MAX_ATT_ROWS);
     a->n_heads = next_in(seed, 1, 3);
-    a->d_head = d_heads[next_in(seed, 0, 3)];
+    a->d_head = d_heads[next_in(seed, 0, 6)];
     a->bias_half = next_in(seed, 0, 20);
-    a->causal = next_in(seed, 0, 1) == 1;
+    a->is_prompt = next_in(seed, 0, 1) == 1;
+    a->causal = !a->is_prompt && next_in(seed, 0, 1) == 1;
     a->has_bias = next_in(seed, 0, 1) == 1;
     a->n_seqs = next_in(seed, 1, MAX_SEQS);
     for (uint32_t s = 0; s < a->n_seqs; s++) {
         a->kv_off[s] = (int64_t)(a->n_seqs - 1 - s) * MAX_KV;
         a->kv_len[s] = (int32_t)next_in(seed, s == 1 ? 0 : 1, s == 1 ? 0 : MAX_KV);
     }
-    for (uint32_t t = 0; t < a->n_rows; t++) {
-        a->row_seq[t] = (int32_t)next_in(seed, 0, a->n_seqs - 1);
+    for (uint32_t t = 0; t < a->n_rows; t++) { /* a prompt's rows lie side by side */
+        a->row_seq[t] =
+            (int32_t)(a->is_prompt ? t * a->n_seqs / a->n_rows : next_in(seed, 0, a->n_seqs - 1));
         a->row_pos[t] = (int32_t)next_in(seed, 0, MAX_KV + 10);
         if (t % 2 == 0) { /* around the last cached position */
             a->row_pos[t] = a->kv_len[a->row_seq[t]] + (int32_t)next_in(seed, 0, 4);
@@ -386,6 +403,7 @@ static krn_attention_args upload_attention(const attention_data *a)
                                 .q_stride = width,
                                 .kv_stride = width,
                                 .causal = a->causal,
+                                .rows_share_kv = a->is_prompt,
                                 .q = rig_upload(&the, a->q, a->n_rows * row_bytes),
                                 .k = rig_upload(&the, a->k, cache_bytes),
                                 .v = rig_upload(&the, a->v, cache_bytes),
@@ -403,7 +421,7 @@ static void attention_matches_the_reference_and_ignores_the_row_count(void **sta
     (void)state;
     attention_data *data = must_alloc(sizeof *data);
     uint64_t seed = 5;
-    for (int i = 0; i < 24; i++) {
+    for (int i = 0; i < 60; i++) {
         random_attention(data, &seed);
         const uint32_t width = data->n_heads * data->d_head;
         krn_attention_args a = upload_attention(data);
@@ -412,7 +430,7 @@ static void attention_matches_the_reference_and_ignores_the_row_count(void **sta
         rig_copy(&the, got, a.out, data->n_rows * width * sizeof *got);
         for (uint32_t t = 0; t < data->n_rows; t++) {
             for (uint32_t h = 0; h < data->n_heads; h++) {
-                double want[64];
+                double want[KRN_MAX_D_HEAD];
                 attend_in_double(data, t, h, want);
                 for (uint32_t d = 0; d < data->d_head; d++) {
                     size_t at = t * width + h * data->d_head + d;
@@ -421,6 +439,7 @@ static void attention_matches_the_reference_and_ignores_the_row_count(void **sta
             }
             krn_attention_args one = a;
             one.n_rows = 1;
+            one.rows_share_kv = false; /* nor does the kernel that takes it matter */
             one.q = a.q + t * width;
             one.row_seq = a.row_seq + t;
             one.row_pos = a.row_pos + t;
