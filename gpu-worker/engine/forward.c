@@ -481,6 +481,12 @@ static void layers(struct pass *p)
     }
 }
 
+/* So many rows that the first block will need nearly every expert: no gate has to say so. */
+static bool guesses_all_of_first(const struct pass *p)
+{
+    return p->step.publish_first && p->f->cfg.predict != GW_PREDICT_NONE;
+}
+
 static void begin(struct pass *p)
 {
     gw_workspace *ws = p->ws;
@@ -488,7 +494,8 @@ static void begin(struct pass *p)
     if (ok(p) && p->f->routing != NULL) {
         p->st = gw_routing_source_submit(p->f->routing, p->stream, p->stack, p->err);
     }
-    if (p->step.publish_all && p->shape->stack[p->stack].n_blocks > 0) {
+    const bool has_blocks = p->shape->stack[p->stack].n_blocks > 0;
+    if (has_blocks && (p->step.publish_all || guesses_all_of_first(p))) {
         publish_all_experts(p, 0);
     }
     if (p->stack == MOE_DECODER) {
@@ -732,7 +739,8 @@ moe_status gw_forward_decode(gw_forward *f, gw_sequence *const *seqs, uint32_t n
     p.want_logits = want_logits;
     describe_tokens(&p, seqs);
     p.st = gw_pipeline_begin_step(f->cfg.pipeline, MOE_DECODER, p.n_rows, &p.step, err);
-    p.uses_guess = f->has_next_guess && p.continues && p.step.publish_guess;
+    p.uses_guess =
+        f->has_next_guess && p.continues && p.step.publish_guess && !guesses_all_of_first(&p);
     if (ok(&p)) {
         bool records = p.ops->backend.graph_begin != NULL && !f->cfg.sync_host;
         records ? replay_decode(&p) : submit_decode(&p);

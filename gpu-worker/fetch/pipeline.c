@@ -350,6 +350,8 @@ moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_ro
                   .wave_capacity = p->capacity,
                   .publish_at_use = p->cfg.policy == GW_ON_DEMAND || p->cfg.policy == GW_RESIDENT,
                   .publish_guess = p->cfg.policy == GW_PREGATED && !routes_ahead,
+                  .publish_first = p->cfg.policy == GW_PREGATED &&
+                                   gw_plan_needs_all(p->shape.n_experts, p->shape.top_k, n_rows),
                   .publish_all = p->cfg.policy == GW_PREFETCH_ALL,
                   .wave_row = wave_row,
                   .wave_flag = wave_flag,

@@ -94,6 +94,8 @@ typedef struct gw_step {
     bool publish_at_use;    /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
                                also when a pre-gate decided earlier */
     bool publish_guess;     /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
+    bool publish_first;     /* PREGATED, rows that will need nearly every expert of block 0: GUESSED
+                               with all_experts for it at step start */
     bool publish_all;       /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
                                and for block 0 at step start */
     /* block: in the step's stack; wave < n_waves. Mapped memory, the same for all steps of one

@@ -19,6 +19,11 @@ uint32_t gw_plan_active_max(gw_policy policy, uint32_t n_experts, uint32_t top_k
     return policy == GW_PREFETCH_ALL || pairs > n_experts ? n_experts : (uint32_t)pairs;
 }
 
+bool gw_plan_needs_all(uint32_t n_experts, uint32_t top_k, uint32_t n_rows)
+{
+    return (uint64_t)n_rows * top_k >= 4ull * n_experts;
+}
+
 uint32_t gw_plan_n_waves(uint32_t n, uint32_t capacity)
 {
     return (n + capacity - 1) / capacity;

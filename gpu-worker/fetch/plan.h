@@ -22,6 +22,9 @@ uint32_t gw_plan_wave_capacity(uint32_t n_cells);
 /* Largest set of experts a block of a step with n_rows can need: min(n_rows * top_k, n_experts);
  * PREFETCH_ALL: n_experts. 0 for 0 rows. */
 uint32_t gw_plan_active_max(gw_policy policy, uint32_t n_experts, uint32_t top_k, uint32_t n_rows);
+/* Will a block of a step with n_rows need nearly all of its experts? Evenly routed, four choices
+ * per expert reach 98 % of them. */
+bool gw_plan_needs_all(uint32_t n_experts, uint32_t top_k, uint32_t n_rows);
 /* Waves of a set of n experts. */
 uint32_t gw_plan_n_waves(uint32_t n, uint32_t capacity);
 

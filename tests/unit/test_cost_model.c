@@ -259,7 +259,7 @@ static void the_report_says_what_is_missing(void **state)
                         .output_tokens = 256};
     moe_text t;
     assert_false(report(&in, false, &t));
-    assert_says(&t, "does not fit the device: needs 3");
+    assert_says(&t, "does not fit the device: needs 4");
     assert_says(&t, "has 300.00 MiB: lower the batch");
     moe_text_fini(&t);
     in.device_bytes = 1ull << 30;
