@@ -74,6 +74,8 @@ static const moe_config_row rows[] = {
     ROW(cell_policies, MOE_CFG_STR, 0, 0, "lru", "bench: policies for a full device to compare"),
     ROW(routing, MOE_CFG_STR, 0, 0, "model",
         "bench: who chooses experts: model, or made up: uniform, zipf:S, forced:K, trace:FILE"),
+    ROW(guess_recall, MOE_CFG_F64, 0, 1, "0",
+        "bench: with made-up routing, how often the token before is right about the first block"),
     ROW(prompt_tokens, MOE_CFG_U64, 1, 16384, "256", "bench, plan: random ids of a prompt"),
     ROW(output_tokens, MOE_CFG_U64, 2, 16384, "256", "bench, plan: tokens decoded a sequence"),
     ROW(warmups, MOE_CFG_U64, 0, 1000, "1", "bench: answers before those that count"),

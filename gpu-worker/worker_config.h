@@ -42,6 +42,7 @@ typedef struct gw_config {
     char cell_sweep[MOE_CFG_STR_BYTES];
     char cell_policies[MOE_CFG_STR_BYTES];
     char routing[MOE_CFG_STR_BYTES];
+    double guess_recall;
     uint64_t prompt_tokens, output_tokens, warmups, repeats;
     char bench_name[MOE_CFG_STR_BYTES];
     char machine[MOE_CFG_STR_BYTES];

@@ -77,6 +77,9 @@ static void add_case(const gw_bench_case *c, const gw_bench_result *r,
     add_number(out, "cells", r->n_cells);
     add_number(out, "lookahead", lookahead_of(c, r));
     add_text(out, "routing", labels->routing);
+    if (c->guess_recall > 0) {
+        add_number(out, "guess_recall", c->guess_recall);
+    }
     add_text(out, "tier", r->all_in_ram ? "ram" : "drive");
     add_text(out, "cell_policy", gw_cell_policy_name(c->engine.cell_policy));
     add_number(out, "cells_share", (double)r->n_cells / r->shape.n_experts_total);
@@ -340,6 +343,7 @@ static moe_status run_tour(tour *t, gw_worker *w, moe_err *err)
                               .output_tokens = (uint32_t)cfg->output_tokens,
                               .warmups = (uint32_t)cfg->warmups,
                               .repeats = (uint32_t)cfg->repeats,
+                              .guess_recall = cfg->guess_recall,
                               .seed = cfg->seed + ROUTING_SEED,
                               .context_free_bytes = info.memory_free_bytes,
                               .trace_path = cfg->trace};

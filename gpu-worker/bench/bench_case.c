@@ -493,10 +493,16 @@ static moe_status open_routing(bench *b, moe_err *err)
                         c->routing.forced_k,
                         (c->routing.forced_k + b->r->shape.top_k - 1) / b->r->shape.top_k);
     }
+    if (c->guess_recall > 0 && c->routing.kind == GW_ROUTING_TRACE) {
+        return MOE_FAIL(
+            err, MOE_ERR_INVALID,
+            "--guess-recall goes with routing that is drawn: uniform, zipf:S, forced:K");
+    }
     moe_status st = gw_chooser_create(&c->routing, &b->r->shape, c->seed, &b->chooser, err);
     if (st == MOE_OK) {
         st = gw_routing_source_create(c->engine.ops, c->engine.device, b->session->compute,
-                                      &b->r->shape, max_rows(c), b->chooser, &b->source, err);
+                                      &b->r->shape, max_rows(c), b->chooser, c->guess_recall,
+                                      &b->source, err);
     }
     if (st == MOE_OK) {
         gw_forward_set_routing(b->session->forward, b->source);

@@ -263,3 +263,13 @@ void gw_chooser_choose(gw_chooser *c, uint32_t block, uint32_t n_rows, int32_t *
         draw_rows(c, ranked, n_rows, ids);
     }
 }
+
+void gw_chooser_guess(gw_chooser *c, double recall, const int32_t *ids, uint32_t n,
+                      int32_t *guesses)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        bool right = next_unit(c) < recall || c->n_experts == 1;
+        uint32_t away = right ? 0 : 1 + next_below(c, c->n_experts - 1);
+        guesses[i] = (int32_t)(((uint32_t)ids[i] + away) % c->n_experts);
+    }
+}

@@ -43,5 +43,8 @@ void gw_chooser_destroy(gw_chooser *c); /* accepts NULL */
 /* A new step of this stack; then once per block, rising. ids: [n_rows, top_k], distinct per row. */
 void gw_chooser_begin_step(gw_chooser *c, moe_stack stack);
 void gw_chooser_choose(gw_chooser *c, uint32_t block, uint32_t n_rows, int32_t *ids);
+/* guesses[i]: ids[i] with probability `recall`, else another expert. */
+void gw_chooser_guess(gw_chooser *c, double recall, const int32_t *ids, uint32_t n,
+                      int32_t *guesses);
 
 #endif

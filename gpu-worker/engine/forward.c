@@ -324,6 +324,18 @@ static void route(struct pass *p, const krn_route_args *a)
     }
 }
 
+/* Measurements: a guess from outside, in place of what a predictor of the same cost would say. */
+static bool guess_is_made_up(const struct pass *p, krn_routing *sorted)
+{
+    return p->f->routing != NULL && p->f->cfg.predict != GW_PREDICT_NONE &&
+           gw_routing_source_apply_guess(p->f->routing, sorted);
+}
+
+static uint32_t first_moe_layer(const struct pass *p)
+{
+    return p->shape->stack[p->stack].layer_of_block[0];
+}
+
 /* What this block's h says about blocks ahead: of this step at once, of the next token's first
  * block when the next step begins. */
 static void guess_ahead(struct pass *p, uint32_t b)
@@ -337,11 +349,16 @@ static void guess_ahead(struct pass *p, uint32_t b)
         }
         const gw_weight *w =
             gw_predictor_for(cfg->predictors, cfg->weights, p->shape, cfg->predict, &what);
+        const krn_routing *guess = what.next_token ? &p->ws->next_guess : &p->ws->guess;
+        krn_routing sorted = *guess;
+        if (what.next_token && guess_is_made_up(p, &sorted)) {
+            top = 1;
+            w = &cfg->weights->stack[p->stack].layer[first_moe_layer(p)].router;
+        }
         if (w == NULL) {
             continue;
         }
-        const krn_routing *guess = what.next_token ? &p->ws->next_guess : &p->ws->guess;
-        krn_route_args a = route_args(p, w, top, guess, guess);
+        krn_route_args a = route_args(p, w, top, guess, &sorted);
         if (what.next_token) {
             p->f->has_next_guess = ok(p);
         } else {

@@ -13,17 +13,16 @@
  *     ordinary checkpoint   block b's router, from block b's own h
  *     pre-gated checkpoint  block 0's router for itself; block b's pre-gate, from block b's own h,
  *                           decides block b + 1 of the same stack
- * On an ordinary checkpoint the pregated policy guesses records, too: block b's h says by a
- * predictor (prediction.h), or untrained by the next router, which experts the blocks ahead may
- * need; the last decoder block's says it for the first block of the next step. Nothing is computed
- * from a guess.
- * Nothing goes from one token, or from the encoder, to the next. The host does not synchronise
- * inside a step: experts arrive through the pipeline's waves (pipeline.h). On a backend with graphs
- * a decode step is submitted once for each number of rows and step parity, and replayed.
- * sync_host: for tools that run kernels one at a time (compute-sanitizer, CUDA_LAUNCH_BLOCKING),
- * where a device that waits for the host would wait for ever; every wave then costs a
- * synchronisation, and nothing is recorded.
- * Called by the engine thread. Shutdown: destroy, once nothing is enqueued any more.
+ * The pregated policy guesses what no pre-gate decides (prediction.h): on an ordinary checkpoint
+ * block b's h says by a predictor, or untrained by the next router, which experts the blocks ahead
+ * may need; on both kinds the last decoder block's says it for the first block of the next step,
+ * and a long prompt needs all of its first block. Nothing is computed from a guess. Nothing goes
+ * from one token, or from the encoder, to the next. The host does not synchronise inside a step:
+ * experts arrive through the pipeline's waves (pipeline.h). On a backend with graphs a decode step
+ * is submitted once for each number of rows and step parity, and replayed. sync_host: for tools
+ * that run kernels one at a time (compute-sanitizer, CUDA_LAUNCH_BLOCKING), where a device that
+ * waits for the host would wait for ever; every wave then costs a synchronisation, and nothing is
+ * recorded. Called by the engine thread. Shutdown: destroy, once nothing is enqueued any more.
  */
 #ifndef GW_FORWARD_H
 #define GW_FORWARD_H
@@ -50,7 +49,7 @@ typedef struct gw_forward_cfg {
     uint32_t max_rows, max_batch;
     bool record_gates; /* a recorded step brings what gates saw to the host */
     bool sync_host;    /* the host waits for experts, the device never does: for sanitizers */
-    /* PREGATED on an ordinary checkpoint */
+    /* PREGATED */
     const gw_predictors *predictors; /* borrowed */
     gw_predict predict;
     uint32_t predict_top; /* guesses per row; 0: one */

@@ -76,9 +76,6 @@ moe_status gw_predictors_load(const krn_ops *ops, krn_device *device, krn_stream
                               gw_predictors *out, moe_err *err)
 {
     memset(out, 0, sizeof *out);
-    if (shape->pregate_lookahead > 0) {
-        return MOE_OK;
-    }
     out->ops = ops;
     out->device = device;
     walk w = {.stream = stream, .client = client, .shape = shape, .out = out, .err = err};

@@ -2,7 +2,7 @@
  *
  * Loaded once, beside the dense weights, from the tensors that prediction.h names; a store without
  * any is fine. Where a block has none of its own, its guess for the next block of its stack is that
- * block's router, untrained. A pre-gated checkpoint needs no guesses and loads none.
+ * block's router, untrained. A pre-gated checkpoint needs a guess for a token's first block only.
  * Called by the engine thread (session.c); const after load. Shutdown: unload frees.
  */
 #ifndef GW_PREDICTOR_H

@@ -17,9 +17,9 @@
 #include "gpu-worker/fetch/store_client.h"
 
 typedef struct gw_session {
-    const krn_ops *ops;  /* borrowed */
+    const krn_ops *ops;   /* borrowed */
     bool on_tensor_cores; /* the products of prompts: krn_device_info */
-    krn_stream *compute; /* owned, like all below */
+    krn_stream *compute;  /* owned, like all below */
     gw_store_client *client;
     gw_dense_weights weights;
     gw_predictors predictors;

@@ -340,7 +340,6 @@ moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_ro
     }
     MOE_ASSERT(!p->in_step);
     uint32_t active = gw_plan_active_max(p->cfg.policy, p->shape.n_experts, p->shape.top_k, n_rows);
-    bool routes_ahead = p->shape.pregate_lookahead > 0;
     p->in_step = true;
     p->step++;
     *out =
@@ -349,7 +348,7 @@ moe_status gw_pipeline_begin_step(gw_pipeline *p, moe_stack stack, uint32_t n_ro
                   .n_waves = p->max_waves > 0 ? gw_plan_n_waves(active, p->capacity) : 0,
                   .wave_capacity = p->capacity,
                   .publish_at_use = p->cfg.policy == GW_ON_DEMAND || p->cfg.policy == GW_RESIDENT,
-                  .publish_guess = p->cfg.policy == GW_PREGATED && !routes_ahead,
+                  .publish_guess = p->cfg.policy == GW_PREGATED,
                   .publish_first = p->cfg.policy == GW_PREGATED &&
                                    gw_plan_needs_all(p->shape.n_experts, p->shape.top_k, n_rows),
                   .publish_all = p->cfg.policy == GW_PREFETCH_ALL,
@@ -530,7 +529,7 @@ void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
     for (uint32_t b = 0; b < p->shape.n_blocks_total; b++) {
         block_metrics(p, b, m);
     }
-    if (p->cfg.policy == GW_PREGATED && p->shape.pregate_lookahead == 0) {
+    if (p->cfg.policy == GW_PREGATED) {
         guess_metrics(p, m);
     }
 }

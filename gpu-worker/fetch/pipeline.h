@@ -16,10 +16,11 @@
  *   ON_DEMAND     experts of block b are fetched after block b's gate position
  *   PREFETCH_ALL  all experts of block b+1 are fetched while block b runs (block 0: at step start)
  *   PREGATED      pre-gated checkpoint: exactly the chosen experts of b+1 while b runs, only a
- *                 stack's first block is exposed; ordinary checkpoint: guesses travel early, the
- *                 router corrects them on demand
- * When mails are published is the forward pass's business (forward.h uses `publish_at_use` and
- * `publish_guess`, `publish_all` below), what to do with them is the fetch thread's.
+ *                 stack's first block is exposed, and guessed: by the token before where the store
+ *                 has a predictor, all of it where a step's rows will need nearly all; ordinary
+ *                 checkpoint: every block is guessed, the router corrects on demand
+ * When mails are published is the forward pass's business (forward.h uses `publish_…` below), what
+ * to do with them is the fetch thread's.
  *
  * Every wait is always released: a failed or late expert, a lost store and a stop still signal; the
  * row then names the zeroed cell with failed = 1 and only the rows of that expert fail.
@@ -93,11 +94,11 @@ typedef struct gw_step {
     uint32_t wave_capacity; /* experts of a wave at most */
     bool publish_at_use;    /* ON_DEMAND, RESIDENT: publish ROUTED at the block's own gate position,
                                also when a pre-gate decided earlier */
-    bool publish_guess;     /* PREGATED on an ordinary checkpoint: publish GUESSED for b+1 */
-    bool publish_first;     /* PREGATED, rows that will need nearly every expert of block 0: GUESSED
-                               with all_experts for it at step start */
-    bool publish_all;       /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
-                               and for block 0 at step start */
+    bool publish_guess; /* PREGATED: publish GUESSED of what no pre-gate decides (prediction.h) */
+    bool publish_first; /* PREGATED, rows that will need nearly every expert of block 0: GUESSED
+                           with all_experts for it at step start */
+    bool publish_all;   /* PREFETCH_ALL: GUESSED with all_experts for b+1 when block b begins,
+                           and for block 0 at step start */
     /* block: in the step's stack; wave < n_waves. Mapped memory, the same for all steps of one
      * parity. */
     krn_wave *(*wave_row)(const struct gw_step *s, uint32_t block, uint32_t wave);

@@ -3,10 +3,11 @@
  * On an ordinary checkpoint block b's gate input h guesses the experts of block b + n of the same
  * stack, n = 1..GW_MAX_LOOKAHEAD. In the decoder the blocks go on into the next token: from block b
  * of L, b + n - L of the next one. So the first block's guess comes from the last block of the
- * token before (n = 1). A predictor is a matrix [n_experts, d_model], scores = W h, a dense tensor
- * of the store beside the checkpoint's own: predictor.decoder.block.2.lookahead.1.weight block: of
- * the stack's MoE blocks Written by calibrate, put into a store by `expert-pack add`, read by
- * predictor.c. Pure.
+ * token before (n = 1). On a pre-gated checkpoint that one is all: pre-gates decide every other
+ * block in time, but nothing in the paper says a token's first.
+ * A predictor is a matrix [n_experts, d_model], scores = W h, a dense tensor of the store beside
+ * the checkpoint's own: predictor.decoder.block.2.lookahead.1.weight (block: of the stack's MoE
+ * blocks). Written by calibrate, put into a store by `expert-pack add`, read by predictor.c. Pure.
  */
 #ifndef GW_PREDICTION_H
 #define GW_PREDICTION_H
@@ -39,6 +40,9 @@ static inline bool gw_prediction_of(const moe_model_shape *s, moe_stack stack, u
     bool wraps = at >= n_blocks;
     if (source >= n_blocks || lookahead > GW_MAX_LOOKAHEAD ||
         (wraps && (stack == MOE_ENCODER || at >= 2 * n_blocks))) {
+        return false;
+    }
+    if (s->pregate_lookahead > 0 && (!wraps || lookahead > 1)) {
         return false;
     }
     *out = (gw_prediction){.stack = stack,

@@ -77,13 +77,12 @@ static moe_status read_routers(run *r, moe_err *err)
         r->routers = calloc(r->shape.n_blocks_total + 1u, sizeof *r->routers);
         st = r->routers != NULL ? MOE_OK : MOE_FAIL(err, MOE_ERR_NO_MEMORY, "routers");
     }
-    if (st == MOE_OK && r->shape.pregate_lookahead > 0) {
-        st = MOE_FAIL(err, MOE_ERR_UNSUPPORTED,
-                      "%s is pre-gated: its pre-gates decide, there is nothing to guess", r->model);
-    }
     for (uint32_t i = 0; i < r->shape.n_blocks_total && st == MOE_OK; i++) {
         uint32_t n_encoder = r->shape.stack[MOE_ENCODER].n_blocks;
         bool decoder = i >= n_encoder;
+        if (r->shape.pregate_lookahead > 0 && i != 0 && i != n_encoder) {
+            continue; /* a pre-gate decides it */
+        }
         st = read_router(c, &r->shape, decoder ? MOE_DECODER : MOE_ENCODER,
                          decoder ? i - n_encoder : i, &r->routers[i], err);
     }

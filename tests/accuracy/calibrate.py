@@ -1,5 +1,5 @@
-"""Makes results/calibrate-*.json and results/predictors-at-work.json: calibrates the ordinary demo
-model, puts the predictors into its store, and scores it under every way to guess over a slow link.
+"""Makes results/calibrate-*.json and results/predictors-at-work*.json: calibrates the demo models, puts
+the predictors into their stores, and scores them under every way to guess over a slow link.
 
     calibrate.py BIN_DIR [OUT_DIR]      each result says which command printed it
 """
@@ -11,7 +11,8 @@ import tempfile
 from store import Store
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-MODEL = os.path.join(HERE, "..", "golden", "restore-base")
+ORDINARY = os.path.join(HERE, "..", "golden", "restore-base")
+PREGATED = os.path.join(HERE, "..", "..", "deploy", "models", "restore-pregated")
 FIT = "tests/accuracy/restore-fit.txt"
 HELD_OUT = "tests/accuracy/restore-heldout.tsv"
 # 16 of 56 experts on the device; a link that takes as long for one as a block takes to compute here
@@ -34,24 +35,28 @@ def write(out, name, result):
         file.write("\n")
 
 
-def calibrate(store, out, scratch):
-    base = ["calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident",
-            "--json"]
-    predictors = os.path.join(scratch, "predictors.safetensors")
-    args = [*base, "--lookahead", "4", "--out", predictors]
-    result = run(store, args)
-    result["command"] = command(args[:-1] + ["predictors.safetensors"])
-    write(out, "calibrate-restore-base.json", result)
+CALIBRATE = ["calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident", "--json"]
+
+
+def calibrate(store, out, name, *more):
+    """Into a file of the results, and into the store."""
+    with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
+        predictors = os.path.join(scratch, "predictors.safetensors")
+        args = [*CALIBRATE, *more, "--out", predictors]
+        result = run(store, args)
+        result["command"] = command(args[:-1] + ["predictors.safetensors"])
+        write(out, name, result)
+        store.add_predictors(predictors)
+
+
+def calibrate_otherwise(store, out):
     write(out, "calibrate-restore-base-greedy.json",
-          run(store, [*base, "--lookahead", "4", "--decoding", "greedy"]))
-    sizes = [run(store, [*base, "--limit", str(n)]) for n in (50, 100, 200, 400, 800)]
+          run(store, [*CALIBRATE, "--lookahead", "4", "--decoding", "greedy"]))
+    sizes = [run(store, [*CALIBRATE, "--limit", str(n)]) for n in (50, 100, 200, 400, 800)]
     write(out, "calibrate-restore-base-sizes.json", sizes)
-    return predictors
 
 
-def work(store, out):
-    ways = [["on-demand"], *(["pregated", "--predict", p] for p in ("none", "router", "store")),
-            ["pregated", "--predict", "store", "--predict-top", "2"], ["resident"]]
+def work(store, out, name, ways):
     results = []
     for way in ways:
         slow = SLOW[2:] if way == ["resident"] else SLOW
@@ -59,7 +64,23 @@ def work(store, out):
         tries = [run(store, args) for _ in range(TRIES)]
         fastest = min(tries, key=lambda r: r["seconds"])
         results.append({**fastest, "seconds_of_all_tries": sorted(r["seconds"] for r in tries)})
-    write(out, "predictors-at-work.json", results)
+    write(out, name, results)
+
+
+def ordinary(bin_dir, out, scratch):
+    with Store(bin_dir, ORDINARY, scratch) as store:
+        calibrate_otherwise(store, out)
+        calibrate(store, out, "calibrate-restore-base.json", "--lookahead", "4")
+        work(store, out, "predictors-at-work.json",
+             [["on-demand"], *(["pregated", "--predict", p] for p in ("none", "router", "store")),
+              ["pregated", "--predict", "store", "--predict-top", "2"], ["resident"]])
+
+
+def pregated(bin_dir, out, scratch):
+    with Store(bin_dir, PREGATED, scratch) as store:
+        calibrate(store, out, "calibrate-restore-pregated.json")
+        work(store, out, "predictors-at-work-pregated.json",
+             [["on-demand"], ["pregated", "--predict", "none"], ["pregated", "--predict", "store"], ["resident"]])
 
 
 def main():
@@ -67,11 +88,9 @@ def main():
     out = os.path.abspath(sys.argv[2] if len(sys.argv) > 2 else os.path.join(HERE, "results"))
     os.makedirs(out, exist_ok=True)
     os.chdir(os.path.join(HERE, "..", ".."))
-    with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
-        with Store(bin_dir, MODEL, scratch) as store:
-            predictors = calibrate(store, out, scratch)
-            store.add_predictors(predictors)
-            work(store, out)
+    for model in ordinary, pregated:
+        with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
+            model(bin_dir, out, scratch)
 
 
 if __name__ == "__main__":

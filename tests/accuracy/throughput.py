@@ -26,7 +26,8 @@ ORDINARY_WAYS = {"on demand": [*FEW, "on-demand"],
                  "calibrated predictors guess": [*FEW, "pregated", "--predict", "store"],
                  "resident": ["--fetch-policy", "resident"]}
 PREGATED_WAYS = {"pre-gated checkpoint, on demand": [*FEW, "on-demand"],
-                 "pre-gated checkpoint": [*FEW, "pregated"],
+                 "pre-gated checkpoint": [*FEW, "pregated", "--predict", "none"],
+                 "the same, first block guessed": [*FEW, "pregated", "--predict", "store"],
                  "pre-gated checkpoint, resident": ["--fetch-policy", "resident"]}
 
 
@@ -52,8 +53,7 @@ def rounds(store, ways):
 def measure(bin_dir, model, backend, ways):
     with tempfile.TemporaryDirectory(prefix="pregate-throughput-") as scratch:
         with Store(bin_dir, model, scratch, backend=backend) as store:
-            if model == ORDINARY:
-                calibrate(store, scratch)
+            calibrate(store, scratch)
             return rounds(store, ways)
 
 

@@ -1,5 +1,6 @@
 /* Predictors at work: calibrated by the program, put into the store, used by the engine; and made
- * always wrong. Whatever is guessed, every answer is the golden file's.
+ * always wrong. Whatever is guessed, every answer is the golden file's. On a pre-gated checkpoint
+ * there is one: of a token's first block.
  *
  *   test_predictors EXPERT_PACK EXPERT_STORE GPU_WORKER MODEL_DIR FIT_TEXT [cpu|cuda]
  */
@@ -85,9 +86,9 @@ static double share(const cJSON *item, const char *who)
     return r->valuedouble;
 }
 
-static void calibrated_guesses_beat_the_start_on_every_block(void **state)
+/* Calibrates the served model; the report is the caller's. */
+static cJSON *calibrate(void)
 {
-    (void)state;
     char report[PATH];
     snprintf(report, sizeof report, "%s/report.json", the.store.rig.dir);
     const char *const argv[] = {
@@ -103,6 +104,14 @@ static void calibrated_guesses_beat_the_start_on_every_block(void **state)
     char *text = read_file(report, &bytes);
     cJSON *json = cJSON_ParseWithLength(text, bytes);
     free(text);
+    assert_non_null(json);
+    return json;
+}
+
+static void calibrated_guesses_beat_the_start_on_every_block(void **state)
+{
+    (void)state;
+    cJSON *json = calibrate();
     const cJSON *item = NULL;
     int n = 0, n_first_block = 0;
     cJSON_ArrayForEach(item, cJSON_GetObjectItem(json, "predictors"))
@@ -306,6 +315,56 @@ static void wrong_guesses_over_a_store_with_little_memory(void **state)
     assert_true(c.told > 0);
 }
 
+/* ---- a pre-gated checkpoint: its first block ------------------------------------------------- */
+
+static void only_the_first_block_is_left_to_guess(void **state)
+{
+    (void)state;
+    cJSON *json = calibrate();
+    const cJSON *all = cJSON_GetObjectItem(json, "predictors"), *item = cJSON_GetArrayItem(all, 0);
+    assert_int_equal(1, cJSON_GetArraySize(all));
+    assert_true(cJSON_IsTrue(cJSON_GetObjectItem(item, "next_token")));
+    assert_string_equal("dec0", cJSON_GetObjectItem(item, "target")->valuestring);
+    assert_true(share(item, "calibrated") > share(item, "start"));
+    cJSON_Delete(json);
+}
+
+static void the_token_before_fetches_the_first_block(void **state)
+{
+    (void)state;
+    serve_with(the.good);
+    costs none = run_with((gw_engine_cfg){.n_cells = 12, .predict = GW_PREDICT_NONE});
+    assert_true(none.predicted_first == 0 && none.used == 0);
+    costs c = run_with((gw_engine_cfg){.n_cells = 12});
+    assert_true(c.predictors == 1);
+    assert_true(c.predicted_first > 0 && c.used > 0 && c.wasted < c.used);
+    assert_true(c.missed < none.missed);
+    (void)run_with((gw_engine_cfg){.n_cells = 2});
+}
+
+static void a_wrong_guess_of_the_first_block_changes_no_answer(void **state)
+{
+    (void)state;
+    serve_with(the.bad);
+    costs c = run_with((gw_engine_cfg){.n_cells = 8});
+    assert_true(c.wasted > 0);
+    (void)run_with((gw_engine_cfg){.n_cells = 2});
+}
+
+/* Is the model of this directory pre-gated? */
+static bool is_pregated(const char *model_dir)
+{
+    char path[1024];
+    size_t bytes = 0;
+    snprintf(path, sizeof path, "%s/config.json", model_dir);
+    char *text = read_file(path, &bytes);
+    cJSON *config = cJSON_ParseWithLength(text, bytes);
+    bool pregated = cJSON_HasObjectItem(config, "pregate");
+    cJSON_Delete(config);
+    free(text);
+    return pregated;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 6 && argc != 7) {
@@ -342,7 +401,12 @@ int main(int argc, char **argv)
     store_process_start(&cfg, &the.store);
     snprintf(the.good, sizeof the.good, "%s/good.safetensors", the.store.rig.dir);
     snprintf(the.bad, sizeof the.bad, "%s/bad.safetensors", the.store.rig.dir);
-    const struct CMUnitTest tests[] = {
+    const struct CMUnitTest pregated[] = {
+        cmocka_unit_test(only_the_first_block_is_left_to_guess),
+        cmocka_unit_test(the_token_before_fetches_the_first_block),
+        cmocka_unit_test(a_wrong_guess_of_the_first_block_changes_no_answer),
+    };
+    const struct CMUnitTest ordinary[] = {
         cmocka_unit_test(calibrated_guesses_beat_the_start_on_every_block),
         cmocka_unit_test(good_guesses_are_used_and_pay),
         cmocka_unit_test(more_guesses_and_further_ones_change_no_answer),
@@ -350,7 +414,8 @@ int main(int argc, char **argv)
         cmocka_unit_test(always_wrong_guesses_change_no_answer_and_are_turned_off),
         cmocka_unit_test(wrong_guesses_over_a_store_with_little_memory),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    int failed = is_pregated(argv[4]) ? cmocka_run_group_tests(pregated, NULL, NULL)
+                                      : cmocka_run_group_tests(ordinary, NULL, NULL);
     the.ops->backend.close(the.device);
     failed += store_process_stop(&the.store) != 0;
     cJSON_Delete(the.cases);

@@ -190,7 +190,7 @@ static void recall_counts_ranks_and_sets(void **state)
 static void predictions_wrap_in_the_decoder_only(void **state)
 {
     (void)state;
-    const moe_model_shape s = shape_of_tests();
+    moe_model_shape s = shape_of_tests();
     gw_prediction p;
     char name[GW_PREDICTOR_NAME_BYTES];
     assert_true(gw_prediction_of(&s, MOE_DECODER, 2, 1, &p));
@@ -204,6 +204,12 @@ static void predictions_wrap_in_the_decoder_only(void **state)
     assert_false(gw_prediction_of(&s, MOE_DECODER, 3, 1, &p));
     assert_false(gw_prediction_of(&s, MOE_DECODER, 2, 4, &p)); /* the token after the next */
     assert_false(gw_prediction_of(&s, MOE_DECODER, 0, 5, &p));
+    s.pregate_lookahead = 1; /* then only a token's first block is open */
+    assert_true(gw_prediction_of(&s, MOE_DECODER, 2, 1, &p));
+    assert_true(p.next_token && p.target == 0);
+    assert_false(gw_prediction_of(&s, MOE_DECODER, 0, 1, &p));
+    assert_false(gw_prediction_of(&s, MOE_DECODER, 2, 2, &p));
+    assert_false(gw_prediction_of(&s, MOE_ENCODER, 0, 1, &p));
 }
 
 static void the_file_is_safetensors(void **state)

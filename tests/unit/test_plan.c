@@ -22,6 +22,9 @@ static void a_wave_is_half_of_the_cells(void **state)
 static void active_experts_are_bounded_by_rows_and_experts(void **state)
 {
     (void)state;
+    assert_false(gw_plan_needs_all(64, 1, 255));
+    assert_true(gw_plan_needs_all(64, 1, 256));
+    assert_true(gw_plan_needs_all(64, 2, 128));
     assert_int_equal(0, gw_plan_active_max(GW_PREGATED, 128, 1, 0));
     assert_int_equal(3, gw_plan_active_max(GW_PREGATED, 128, 1, 3));
     assert_int_equal(6, gw_plan_active_max(GW_ON_DEMAND, 128, 2, 3));
