@@ -12,8 +12,7 @@
 typedef struct recording {
     uint32_t n_rows;
     bool odd; /* step parity: rows and flags of waves */
-    bool want_record, want_logits, uses_guess;
-    bool makes_guess;
+    bool want_record, want_logits;
     krn_graph *graph; /* owned; NULL: none */
 } recording;
 enum { MAX_RECORDINGS = 64 };
@@ -22,7 +21,6 @@ struct gw_forward {
     gw_forward_cfg cfg;
     gw_workspace ws;                  /* owned */
     const gw_routing_source *routing; /* borrowed; NULL: gates choose */
-    bool has_next_guess;              /* ws.next_guess is of the latest decode step */
     recording recordings[MAX_RECORDINGS];
     uint32_t n_recordings;
 };
@@ -38,8 +36,6 @@ struct pass {
     gw_step step;
     uint32_t n_rows, n_seqs;
     uint32_t max_self_len, max_cross_len;
-    bool continues;  /* a sequence was in the decode step before */
-    bool uses_guess; /* the step before guessed this one's first block */
     bool want_record, want_logits;
     moe_status st;
     moe_err *err;
@@ -265,13 +261,6 @@ static void publish(struct pass *p, const krn_publish_args *a)
     }
 }
 
-static void publish_choice(struct pass *p, krn_mail_kind kind, uint32_t block,
-                           const krn_routing *routing)
-{
-    const krn_publish_args a = choice_mail(p, kind, block, routing);
-    publish(p, &a);
-}
-
 static void publish_all_experts(struct pass *p, uint32_t block)
 {
     krn_publish_args a = mail_of(p, KRN_MAIL_GUESSED, block);
@@ -336,8 +325,7 @@ static uint32_t first_moe_layer(const struct pass *p)
     return p->shape->stack[p->stack].layer_of_block[0];
 }
 
-/* What this block's h says about blocks ahead: of this step at once, of the next token's first
- * block when the next step begins. */
+/* What this block's h says about blocks ahead, the next token's first block among them. */
 static void guess_ahead(struct pass *p, uint32_t b)
 {
     const gw_forward_cfg *cfg = &p->f->cfg;
@@ -349,7 +337,7 @@ static void guess_ahead(struct pass *p, uint32_t b)
         }
         const gw_weight *w =
             gw_predictor_for(cfg->predictors, cfg->weights, p->shape, cfg->predict, &what);
-        const krn_routing *guess = what.next_token ? &p->ws->next_guess : &p->ws->guess;
+        const krn_routing *guess = &p->ws->guess;
         krn_routing sorted = *guess;
         if (what.next_token && guess_is_made_up(p, &sorted)) {
             top = 1;
@@ -359,11 +347,7 @@ static void guess_ahead(struct pass *p, uint32_t b)
             continue;
         }
         krn_route_args a = route_args(p, w, top, guess, &sorted);
-        if (what.next_token) {
-            p->f->has_next_guess = ok(p);
-        } else {
-            add_mail(&a, choice_mail(p, KRN_MAIL_GUESSED, what.target, guess));
-        }
+        add_mail(&a, choice_mail(p, KRN_MAIL_GUESSED, what.target, guess));
         route(p, &a);
     }
 }
@@ -515,12 +499,6 @@ static void begin(struct pass *p)
     if (has_blocks && (p->step.publish_all || guesses_all_of_first(p))) {
         publish_all_experts(p, 0);
     }
-    if (p->stack == MOE_DECODER) {
-        if (p->uses_guess) {
-            publish_choice(p, KRN_MAIL_GUESSED, 0, &ws->next_guess);
-        }
-        p->f->has_next_guess = false;
-    }
     embed(p, &p->f->cfg.weights->stack[p->stack].embed);
 }
 
@@ -609,8 +587,7 @@ static void forget_recordings(gw_forward *f)
 static bool is_of(const struct pass *p, const recording *r)
 {
     return r->n_rows == p->n_rows && r->odd == (p->step.step % 2 == 1) &&
-           r->want_record == p->want_record && r->want_logits == p->want_logits &&
-           r->uses_guess == p->uses_guess;
+           r->want_record == p->want_record && r->want_logits == p->want_logits;
 }
 
 /* Submits this step into a new recording. Nothing runs yet. */
@@ -625,14 +602,12 @@ static recording *record(struct pass *p)
     *r = (recording){.n_rows = p->n_rows,
                      .odd = p->step.step % 2 == 1,
                      .want_record = p->want_record,
-                     .want_logits = p->want_logits,
-                     .uses_guess = p->uses_guess};
+                     .want_logits = p->want_logits};
     p->st = b->graph_begin(p->stream, p->err);
     if (!ok(p)) {
         return NULL;
     }
     submit_decode(p);
-    r->makes_guess = f->has_next_guess;
     moe_status st = b->graph_end(p->stream, &r->graph, ok(p) ? p->err : NULL);
     p->st = ok(p) ? st : p->st;
     if (r->graph != NULL) {
@@ -650,7 +625,6 @@ static void replay_decode(struct pass *p)
     }
     r = r != NULL ? r : record(p);
     if (r != NULL) {
-        f->has_next_guess = r->makes_guess;
         p->st = p->ops->backend.graph_launch(r->graph, p->stream, p->err);
     }
 }
@@ -705,7 +679,6 @@ static void describe_tokens(struct pass *p, gw_sequence *const *seqs)
         in->cross_len[s] = (int32_t)seq->request.n_input;
         p->max_self_len = larger(p->max_self_len, seq->position + 1);
         p->max_cross_len = larger(p->max_cross_len, seq->request.n_input);
-        p->continues = p->continues || seq->position > 0;
     }
 }
 
@@ -756,8 +729,6 @@ moe_status gw_forward_decode(gw_forward *f, gw_sequence *const *seqs, uint32_t n
     p.want_logits = want_logits;
     describe_tokens(&p, seqs);
     p.st = gw_pipeline_begin_step(f->cfg.pipeline, MOE_DECODER, p.n_rows, &p.step, err);
-    p.uses_guess =
-        f->has_next_guess && p.continues && p.step.publish_guess && !guesses_all_of_first(&p);
     if (ok(&p)) {
         bool records = p.ops->backend.graph_begin != NULL && !f->cfg.sync_host;
         records ? replay_decode(&p) : submit_decode(&p);

@@ -75,7 +75,6 @@ static void carve_device(struct carver *c, const moe_model_shape *s, gw_workspac
     carve_routing(c, pairs, s->n_experts, &w->routing[1]);
     uint64_t guess_top = w->guess_top > 0 ? w->guess_top : 1;
     carve_routing(c, rows * guess_top, s->n_experts, &w->guess);
-    carve_routing(c, w->max_batch * guess_top, s->n_experts, &w->next_guess);
 }
 
 static void carve_mapped(struct carver *c, const moe_model_shape *s, gw_workspace *w)

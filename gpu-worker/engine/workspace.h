@@ -60,7 +60,6 @@ typedef struct gw_workspace {
     int32_t *capacity;      /* [max_batch * n_experts] dispatch's scratch */
     krn_routing routing[2]; /* by block parity: a block's own record, and its successor's */
     krn_routing guess;      /* of a block ahead: [max_rows, guess_top] pairs */
-    krn_routing next_guess; /* of the next decode step's first block: [max_batch, guess_top] */
     /* mapped results */
     int32_t *out_next;    /* [max_batch] */
     int32_t *row_failed;  /* [max_rows] cleared by the host before a step, set by the device */

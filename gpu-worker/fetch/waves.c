@@ -40,6 +40,7 @@ typedef struct wave {
 typedef struct guess {
     uint32_t n; /* 0: none */
     uint32_t block;
+    bool next_step; /* that block is the next step's */
     entry entries[KRN_MAX_WAVE_EXPERTS];
 } guess;
 
@@ -664,12 +665,13 @@ static void on_guessed(gw_waves *ws, const krn_mail *m)
 {
     uint32_t b = m->block - first_block(ws), between = blocks_between(ws, b);
     gw_speculation *account = &ws->cfg.speculation[m->block];
-    if (ws->planned[b]) {
+    bool next_step = ws->planned[b]; /* its own ROUTED came long ago */
+    if (next_step && (b > 0 || ws->cfg.policy == GW_PREFETCH_ALL)) {
         return;
     }
     if (ws->cfg.policy == GW_PREFETCH_ALL) {
         plan_all(ws, m->block);
-    } else if (between > 0) {
+    } else if (between > 0 && !next_step) {
         if (!gw_speculation_is_off(account)) {
             tell_store(ws, m, between + 1);
         }
@@ -677,6 +679,7 @@ static void on_guessed(gw_waves *ws, const krn_mail *m)
         dissolve_guess(ws);
         if (gw_speculation_allows(account)) {
             begin_guess(ws, m);
+            ws->guess.next_step = next_step;
         }
     }
 }
@@ -920,7 +923,12 @@ void gw_waves_begin(gw_waves *ws, uint64_t step, moe_stack stack, uint32_t n_wav
     ws->failed_text[0] = '\0';
     ws->deadline_missed = false;
     ws->routed_ns = 0;
+    ws->guess_bytes = 0;
     memset(ws->planned, 0, ws->max_blocks);
+    if (ws->guess.block != first_block(ws)) {
+        dissolve_guess(ws); /* it was of a decode step, and a prompt came between */
+    }
+    ws->guess.next_step = false;
 }
 
 void gw_waves_release_all(gw_waves *ws)
@@ -978,8 +986,11 @@ void gw_waves_end(gw_waves *ws)
     if (!all_done) {
         reset_flags(ws);
     }
-    bool leftover = ws->guess.n > 0 || ws->failed_text[0] != '\0' || !all_done;
-    dissolve_guess(ws);
+    bool keeps_guess = ws->guess.n > 0 && ws->guess.next_step && all_done;
+    bool leftover = (ws->guess.n > 0 && !keeps_guess) || ws->failed_text[0] != '\0' || !all_done;
+    if (!keeps_guess) {
+        dissolve_guess(ws);
+    }
     if (ws->asked && leftover) {
         gw_store_client_cancel(ws->cfg.client, ws->step);
     }

@@ -12,8 +12,9 @@
  * Copies of all seated waves are queued as their experts become resident. A WANT is sent only for
  * an expert that has a seat, so a slot that the store holds for us is leased at the next look. A
  * guess (experts of one block, before its ROUTED) uses what is left when every planned wave is
- * signalled; it holds pins until ROUTED of its block. Where guesses do not pay they are passed over
- * for a while (speculation.h). A guess of a block behind the next one only tells the store.
+ * signalled; it holds pins until ROUTED of its block. A guess of a first block that has been routed
+ * is of the next step's, and is kept until that begins. Where guesses do not pay they are passed
+ * over for a while (speculation.h). A guess of a block behind the next one only tells the store.
  * Threads: the fetch thread; create and destroy from its owner. No allocation after create.
  */
 #ifndef GW_WAVES_H

@@ -561,6 +561,44 @@ static void good_guesses_turn_misses_into_hits(void **state)
     assert_int_equal(0, c.cell_wasted);
 }
 
+/* One row's step whose first block needs `expert`; at its end the next one's is guessed. */
+static void step_with_guess(fixture *f, moe_stack stack, int32_t expert, int32_t next)
+{
+    gw_step s;
+    choose(f, 1);
+    f->stack = stack;
+    f->ids[0][0] = expert;
+    f->guess_ids[0][0] = next;
+    submit(f, &s);
+    if (stack == MOE_DECODER) {
+        sort_rows(f, guess(f, 0));
+        publish(f, (krn_publish_args){.offsets = f->guess_offsets[0]}, KRN_MAIL_GUESSED, 0);
+    }
+    ok(f, finish(f, &s));
+    assert_int_equal(0, check_rows(f));
+}
+
+static void a_guess_of_the_next_first_block_waits_for_its_step(void **state)
+{
+    fixture *f = *state;
+    serve(f, "switch-tiny-pregated", "all");
+    join(f, GW_RESIDENT, N_ALL);
+    leave(f);
+    join(f, GW_PREGATED, 4);
+    const moe_block_counters *first =
+        gw_store_client_block_counters(f->client, moe_flat_block(&f->shape, MOE_DECODER, 0));
+    for (int32_t i = 0; i < 12; i++) {
+        step_with_guess(f, MOE_DECODER, i % N_EXPERTS, (i + 1) % N_EXPERTS);
+    }
+    assert_int_equal(1, first->cell_miss); /* nobody guessed the first */
+    assert_int_equal(12, first->cell_miss + first->cell_hit + first->cell_late);
+    step_with_guess(f, MOE_ENCODER, 0, 0); /* a prompt between: the guess is given up */
+    step_with_guess(f, MOE_DECODER, 12 % N_EXPERTS, 0);
+    uint64_t misses = first->cell_miss;
+    step_with_guess(f, MOE_DECODER, 2, 0); /* not what was guessed, and long gone */
+    assert_int_equal(misses + 1, first->cell_miss);
+}
+
 static double metric(const fixture *f, const char *name, const char *labels)
 {
     moe_metrics m;
@@ -1048,6 +1086,7 @@ int main(int argc, char **argv)
         TEST(prefetch_all_moves_every_expert_of_every_block),
         TEST(a_pregate_leaves_misses_to_the_first_block),
         TEST(good_guesses_turn_misses_into_hits),
+        TEST(a_guess_of_the_next_first_block_waits_for_its_step),
         TEST(guesses_that_never_come_true_are_turned_off),
         TEST(guesses_in_pieces_never_cost_a_right_byte),
         TEST(resident_fetches_nothing_after_create),
