@@ -95,6 +95,7 @@ check_ops() {
     for test in "$tests"/test_kernels_*; do
         check "$(basename "$test")" timeout 300 "$test"
     done
+    check test_kernels_ops-own timeout 300 "$tests/test_kernels_ops" own
 }
 
 check_goldens() {
@@ -115,7 +116,7 @@ check_goldens() {
 
 # Operations one by one, then whole steps with the host waiting for experts.
 check_sanitizer() {
-    local tool sanitizer
+    local tool products sanitizer
     sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || true)
     if [ -z "$sanitizer" ]; then
         say "skipped sanitizer: no compute-sanitizer on PATH or in /usr/local/cuda/bin"
@@ -123,12 +124,15 @@ check_sanitizer() {
     fi
     bench_end=$((SECONDS + 600))
     serve --synthetic switch-tiny-pregated || say "no store for the sanitizer"
+    # cuBLASLt's kernels meet at barriers in shared memory, which racecheck takes for races.
     for tool in memcheck racecheck; do
+        products=$([ "$tool" = racecheck ] && echo own || echo auto)
         check "sanitizer-$tool" timeout 600 "$sanitizer" --tool "$tool" --error-exitcode 9 \
-            "$tests/test_kernels_ops"
+            "$tests/test_kernels_ops" "$products"
         check "sanitizer-$tool-steps" timeout 300 "$sanitizer" --tool "$tool" --error-exitcode 9 \
             "$bin/gpu-worker" bench --endpoint "$endpoint" --backend cuda --sync host --batches 1,3 \
-            --policies resident,pregated,on-demand --prompt-tokens 8 --output-tokens 4 --repeats 1
+            --policies resident,pregated,on-demand --prompt-tokens 8 --output-tokens 4 --repeats 1 \
+            --products "$products"
     done
     end_store
 }
@@ -159,11 +163,14 @@ serve_model() { serve --synthetic "$@" || say "no time or memory to serve $1"; }
 
 # Every part is what one served model is asked: filling a store with 50 GB takes a while.
 # main: the shapes of the paper, batch 1. batch: where the authors fall behind on-demand. active: Figure 14.
-# cache: Figure 15. f32: the paper's own setting. drive: Figure 16.
+# guess: the first block's experts guessed by the token before. cache: Figure 15. f32: the paper's own setting. drive: Figure 16.
 
 bench_base_128() {
     serve_model switch-base-128-pregated
     bench main base-128 --routing uniform --policies resident,pregated,on-demand
+    for recall in 0.87 1; do # recall of a calibrated predictor, and of a perfect one
+        bench guess base-128 --routing uniform --policies pregated --guess-recall $recall
+    done
     bench trace trace --routing uniform --policies pregated \
         --output-tokens 32 --repeats 1 --trace "$out/trace.json"
     bench batch base-128 --routing uniform --policies resident,pregated,on-demand \
@@ -174,6 +181,8 @@ bench_large_128() {
     serve_model switch-large-128-pregated
     bench main large-128 --routing uniform --policies resident,pregated,on-demand \
         --output-tokens 128 --repeats 2
+    bench guess large-128 --routing uniform --policies pregated --guess-recall 0.87 \
+        --output-tokens 64 --repeats 2
     bench cache large-128 --routing zipf:1.0 --policies pregated,on-demand \
         --cell-sweep 1%,5%,10%,20% --cell-policies lru,lfu,lifo-inactive --output-tokens 128 --repeats 1
     bench batch large-128 --routing uniform --policies pregated,on-demand \

@@ -39,7 +39,8 @@ moe_status gw_worker_open_device(const gw_config *cfg, gw_worker *w, moe_err *er
     }
     krn_open_cfg open = {.device_index = (uint32_t)cfg->device,
                          .n_threads = (uint32_t)cfg->threads,
-                         .link_gbps = cfg->cpu_link_gbps};
+                         .link_gbps = cfg->cpu_link_gbps,
+                         .own_products = cfg->products == 1};
     st = w->ops->backend.open(&open, &w->device, err);
     if (st == MOE_OK) {
         say_who_multiplies(w);

@@ -13,6 +13,10 @@ static const moe_config_row rows[] = {
              "when experts travel to the device; never changes an answer"),
     ROW_ENUM(expert_capacity, "none|checkpoint", "none",
              "checkpoint = drop tokens over the checkpoint's expert_capacity, as transformers 4"),
+    ROW_ENUM(
+        products, "auto|own", "auto",
+        "cuda: who multiplies the rows of prompts: cuBLASLt where it is found, or kernels of our "
+        "own"),
     ROW_ENUM(sync, "auto|device|host", "auto",
              "who waits for experts: the device, without the host, or (slower, for sanitizers) the "
              "host; auto = device, but host under CUDA_LAUNCH_BLOCKING"),

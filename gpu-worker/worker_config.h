@@ -12,6 +12,7 @@ typedef struct gw_config {
     int backend;         /* "auto|cpu|cuda" */
     int fetch_policy;    /* gw_policy */
     int expert_capacity; /* 0 none, 1 checkpoint */
+    int products;        /* 0 auto, 1 own */
     int sync;            /* 0 auto, 1 device, 2 host */
     uint64_t device, threads;
     double cpu_link_gbps;

@@ -35,6 +35,7 @@ typedef struct krn_open_cfg {
     uint32_t device_index; /* cuda */
     uint32_t n_threads;    /* cpu: threads of one compute stream; 0 = cores - 1, at least 1 */
     double link_gbps;      /* cpu: copies no faster than this (1e9 bytes/s); 0 = unthrottled */
+    bool own_products;     /* cuda: no library multiplies, kernels of our own do */
 } krn_open_cfg;
 
 typedef struct krn_device_info {

@@ -154,9 +154,12 @@ static moe_status load_kernels(moe_err *err)
     return st;
 }
 
-static void open_cublas_lt(krn_device *d)
+static void open_cublas_lt(krn_device *d, bool own_products)
 {
     moe_err why;
+    if (own_products) {
+        return;
+    }
     if (krn_cublas_lt_open(&d->cublas_lt, &why) == MOE_OK) {
         const uint32_t version = krn_cublas_lt_version(d->cublas_lt);
         snprintf(d->products, sizeof d->products, "cuBLASLt %u.%u.%u", version / 10000,
@@ -166,7 +169,7 @@ static void open_cublas_lt(krn_device *d)
     }
 }
 
-static moe_status open_device(krn_device *d, moe_err *err)
+static moe_status open_device(krn_device *d, bool own_products, moe_err *err)
 {
     int n_sms = 0, major = 0;
     moe_status st = check_capability(d->index, err);
@@ -197,7 +200,7 @@ static moe_status open_device(krn_device *d, moe_err *err)
         st = krn_cuda_clock_init(&d->clock, err);
     }
     if (st == MOE_OK) {
-        open_cublas_lt(d);
+        open_cublas_lt(d, own_products);
     }
     return st;
 }
@@ -217,7 +220,7 @@ extern "C" moe_status krn_cuda_open(const krn_open_cfg *cfg, krn_device **out, m
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "CUDA device");
     }
     d->index = (int)cfg->device_index;
-    st = open_device(d, err);
+    st = open_device(d, cfg->own_products, err);
     if (st != MOE_OK) {
         krn_cuda_close(d);
         return st;

@@ -15,7 +15,7 @@ while read -r entry; do
     esac
 done < <(git ls-files | cut -d/ -f1 | sort -u)
 bytes=$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum }')
-[ "$bytes" -le $((56 << 20)) ] || complain "tracked files are $bytes bytes, over 56 MiB"
+[ "$bytes" -le $((57 << 20)) ] || complain "tracked files are $bytes bytes, over 57 MiB"
 while read -r script; do
     bash -n "$script" || complain "does not parse: $script"
 done < <(git ls-files '*.sh' deploy/pregate .ci/run)
