@@ -26,7 +26,6 @@ done
 
 # From the machine it runs on: glibc and the loader (all parts of one version), the driver.
 from_the_machine='^(linux-vdso|ld-linux-x86-64|libc|libm|libdl|libpthread|librt|libresolv|libanl|libutil|libcuda)\.so'
-left_out=$([ -n "$slim" ] && echo '^libcublas' || echo '^$') # CUDA libraries the slim form does without
 
 if [ -z "$build" ]; then
     preset=$([ -n "$(find_nvcc)" ] && echo cuda-release || echo release)
@@ -52,7 +51,17 @@ install_component() {
 needed_libraries() {
     (cd "$stage" && find bin tests -type f 2>/dev/null) | sed "s|^|$build/|" | xargs ldd |
         awk '$2 == "=>" && $3 ~ /^\// { print $1, $3 }' | sort -u |
-        grep -vE "$from_the_machine" | grep -vE "$left_out"
+        grep -vE "$from_the_machine"
+}
+
+# The one library that the programs look for when they run (kernels/backend/cublas_lt.cuh).
+copy_cublas() {
+    local toolkit file
+    [ -z "$slim" ] && grep -q '^PREGATE_CUDA:BOOL=ON' "$build/CMakeCache.txt" || return 0
+    toolkit=$(dirname "$(dirname "$(realpath "$(find_nvcc)")")")
+    file=$(find "$toolkit/" -name 'libcublasLt.so.[0-9]*' -not -path '*/stubs/*' | sort | head -n 1)
+    [ -n "$file" ] || fail "no libcublasLt.so in $toolkit: install cuBLAS, or make the --slim form"
+    copy_library "$(basename "$file" | grep -oE '^libcublasLt\.so\.[0-9]+')" "$file"
 }
 
 package_of() { # of a library file; /lib and /usr/lib are the same on merged systems
@@ -125,7 +134,7 @@ check_self_contained() {
     local outside
     outside=$(cd "$stage" && env -i ldd bin/* ${tests:+tests/test_*} |
         awk '$2 == "=>" { print $1, $3 }' | grep -vE "$from_the_machine" |
-        grep -vE "$left_out" | grep -vF " $stage/" || true)
+        grep -vF " $stage/" || true)
     [ -z "$outside" ] || fail "these libraries would not come from the bundle: $outside"
 }
 
@@ -134,6 +143,7 @@ install_component programs
 while read -r soname file; do
     copy_library "$soname" "$file"
 done < <(needed_libraries)
+copy_cublas
 copy_built_in_licences
 check_self_contained
 copy_models
