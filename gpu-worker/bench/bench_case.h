@@ -22,8 +22,7 @@ typedef struct gw_bench_case {
     uint32_t batch;
     uint32_t n_cells; /* 0: those of Eq. 1 for this batch; RESIDENT: all */
     gw_routing_spec routing;
-    double
-        guess_recall; /* of made-up guesses of a token's first block; 0: none (routing_source.h) */
+    double guess_recall; /* of a token's first block, made up; 0: no guesses */
     uint32_t prompt_tokens, output_tokens, warmups, repeats;
     uint64_t seed;
     uint64_t context_free_bytes; /* device memory that was free before any session */

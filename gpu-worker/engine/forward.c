@@ -320,11 +320,6 @@ static bool guess_is_made_up(const struct pass *p, krn_routing *sorted)
            gw_routing_source_apply_guess(p->f->routing, sorted);
 }
 
-static uint32_t first_moe_layer(const struct pass *p)
-{
-    return p->shape->stack[p->stack].layer_of_block[0];
-}
-
 /* What this block's h says about blocks ahead, the next token's first block among them. */
 static void guess_ahead(struct pass *p, uint32_t b)
 {
@@ -341,7 +336,8 @@ static void guess_ahead(struct pass *p, uint32_t b)
         krn_routing sorted = *guess;
         if (what.next_token && guess_is_made_up(p, &sorted)) {
             top = 1;
-            w = &cfg->weights->stack[p->stack].layer[first_moe_layer(p)].router;
+            uint32_t layer = p->shape->stack[p->stack].layer_of_block[what.target];
+            w = &cfg->weights->stack[p->stack].layer[layer].router;
         }
         if (w == NULL) {
             continue;
@@ -525,7 +521,8 @@ static void cross_keys(struct pass *p)
 }
 
 /* Every product of an encode step, of one row that nobody reads: what a backend prepares at the
- * first (ops_args.h) must not come while a step waits for the host. */
+ * first (ops_args.h) must not come while a step waits for the host. Of every layer: dtypes may
+ * differ between layers, and with them who multiplies. */
 static void prepare_products(struct pass *p)
 {
     gw_workspace *ws = p->ws;
@@ -539,7 +536,9 @@ static void prepare_products(struct pass *p)
             dense_feed_forward(p, w);
         }
     }
-    cross_product(p, &p->f->cfg.weights->stack[MOE_DECODER].layer[0].cross);
+    for (uint32_t i = 0; i < p->shape->stack[MOE_DECODER].n_layers; i++) {
+        cross_product(p, &p->f->cfg.weights->stack[MOE_DECODER].layer[i].cross);
+    }
 }
 
 static void submit_encode(struct pass *p)

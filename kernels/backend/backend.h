@@ -41,9 +41,9 @@ typedef struct krn_open_cfg {
 typedef struct krn_device_info {
     char name[96];
     uint64_t memory_bytes, memory_free_bytes;
-    char products[160]; /* who multiplies matrices with the rows of prompts; "" where nothing is to
-                           be said */
-    bool on_tensor_cores; /* they are multiplied there; if not, products says why */
+    /* Who multiplies the rows of prompts, or why tensor cores do not; "": nothing to be said. */
+    char products[160];
+    bool on_tensor_cores;
 } krn_device_info;
 
 typedef struct krn_backend_fns {

@@ -7,10 +7,10 @@
  * open loads every kernel of ours (krn_cuda_note_kernel), and prompts run every product of cuBLASLt
  * once before they serve. CUDA_MODULE_LOADING=EAGER would do it too, for 2 s and 360 MB of device
  * memory: it loads all of cuBLASLt. LAZY is set before the first CUDA call unless the user set it.
- * Streams that share a hardware connection wait for each other, at
- * a flag too: CUDA_DEVICE_MAX_CONNECTIONS=32 (likewise) gives each of ours its own. Shutdown: close
- * after every stream and event is destroyed. A device that failed makes every call here fail;
- * destroying still frees what the host holds.
+ * Streams that share a hardware connection wait for each other, at a flag too:
+ * CUDA_DEVICE_MAX_CONNECTIONS=32 (likewise) gives each of ours its own. Shutdown: close after every
+ * stream and event is destroyed. A device that failed makes every call here fail; destroying still
+ * frees what the host holds.
  */
 #include "kernels/backend/cublas_lt.cuh"
 

@@ -98,13 +98,12 @@ extern "C" moe_status krn_cuda_attention(krn_stream *s, const krn_attention_args
             return st;
         }
     }
-    if (krn_cuda_is_prompt(a)) {
-        return krn_cuda_prompt_attention(s, a, err);
-    }
-    if (rows_are_aligned(a)) {
-        launch<true>(s, a);
-    } else {
+    if (!rows_are_aligned(a)) {
         launch<false>(s, a);
+    } else if (a->rows_share_kv && !a->causal && a->new_k == NULL) {
+        return krn_cuda_prompt_attention(s, a, err);
+    } else {
+        launch<true>(s, a);
     }
     return krn_cuda_launched(err, "attention");
 }

@@ -236,12 +236,6 @@ template <int dims> static void launch(const krn_stream *s, const krn_attention_
     krn_cuda_launch<prompt_attention_kernel<dims>>(s, grid, THREADS, 0, *a);
 }
 
-bool krn_cuda_is_prompt(const krn_attention_args *a)
-{
-    return a->rows_share_kv && !a->causal && a->new_k == NULL && (uintptr_t)a->k % 16 == 0 &&
-           a->d_head % 4 == 0 && a->kv_stride % 4 == 0;
-}
-
 moe_status krn_cuda_prompt_attention(krn_stream *s, const krn_attention_args *a, moe_err *err)
 {
     if (a->d_head <= WARP) {

@@ -5,13 +5,11 @@
 #ifndef KRN_PROMPT_ATTENTION_CUDA_H
 #define KRN_PROMPT_ATTENTION_CUDA_H
 
-#include <stdbool.h>
-
 #include "kernels/backend/backend.h"
 #include "kernels/ops/ops_args.h"
 
-/* Whether the kernel takes these; the projection, if any, has been made. */
-bool krn_cuda_is_prompt(const krn_attention_args *a);
+/* rows_share_kv, not causal, nothing new to keep; rows of keys are aligned to 16 bytes and the
+ * projection, if any, has been made: attention_cuda.cu sees to it. */
 MOE_MUST_CHECK moe_status krn_cuda_prompt_attention(krn_stream *s, const krn_attention_args *a,
                                                     moe_err *err);
 

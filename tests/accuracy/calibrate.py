@@ -35,24 +35,20 @@ def write(out, name, result):
         file.write("\n")
 
 
-CALIBRATE = ["calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident", "--json"]
+TEXTS = ["--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident", "--json"]
 
 
 def calibrate(store, out, name, *more):
     """Into a file of the results, and into the store."""
-    with tempfile.TemporaryDirectory(prefix="pregate-calibrate-") as scratch:
-        predictors = os.path.join(scratch, "predictors.safetensors")
-        args = [*CALIBRATE, *more, "--out", predictors]
-        result = run(store, args)
-        result["command"] = command(args[:-1] + ["predictors.safetensors"])
-        write(out, name, result)
-        store.add_predictors(predictors)
+    args = [*TEXTS, *more]
+    write(out, name, {"command": command(["calibrate", *args, "--out", "predictors.safetensors"]),
+                      **json.loads(store.calibrate(*args))})
 
 
 def calibrate_otherwise(store, out):
     write(out, "calibrate-restore-base-greedy.json",
-          run(store, [*CALIBRATE, "--lookahead", "4", "--decoding", "greedy"]))
-    sizes = [run(store, [*CALIBRATE, "--limit", str(n)]) for n in (50, 100, 200, 400, 800)]
+          run(store, ["calibrate", *TEXTS, "--lookahead", "4", "--decoding", "greedy"]))
+    sizes = [run(store, ["calibrate", *TEXTS, "--limit", str(n)]) for n in (50, 100, 200, 400, 800)]
     write(out, "calibrate-restore-base-sizes.json", sizes)
 
 

@@ -53,6 +53,13 @@ class Store:
         self.stop()
         self.start()
 
+    def calibrate(self, *args):
+        """Fits predictors and puts them into the store; what `calibrate` printed."""
+        predictors = os.path.join(os.path.dirname(self.dir), "predictors.safetensors")
+        printed = self.worker("calibrate", *args, "--out", predictors)
+        self.add_predictors(predictors)
+        return printed
+
     def __enter__(self):
         self.start()
         return self

@@ -31,13 +31,6 @@ PREGATED_WAYS = {"pre-gated checkpoint, on demand": [*FEW, "on-demand"],
                  "pre-gated checkpoint, resident": ["--fetch-policy", "resident"]}
 
 
-def calibrate(store, scratch):
-    predictors = os.path.join(scratch, "predictors.safetensors")
-    store.worker("calibrate", "--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident",
-                 "--out", predictors)
-    store.add_predictors(predictors)
-
-
 def rounds(store, ways):
     seconds = {name: [] for name in ways}
     last = {}
@@ -53,7 +46,7 @@ def rounds(store, ways):
 def measure(bin_dir, model, backend, ways):
     with tempfile.TemporaryDirectory(prefix="pregate-throughput-") as scratch:
         with Store(bin_dir, model, scratch, backend=backend) as store:
-            calibrate(store, scratch)
+            store.calibrate("--pairs", FIT, "--held-out", HELD_OUT, "--fetch-policy", "resident")
             return rounds(store, ways)
 
 

@@ -1361,8 +1361,7 @@ static int run_backend(const char *name, bool own_products)
     return failed;
 }
 
-/* test_kernels_ops [own]    own: without cuBLASLt, whose kernels a race checker does not understand
- */
+/* test_kernels_ops [own]    own: without cuBLASLt */
 int main(int argc, char **argv)
 {
     bool own = argc == 2 && strcmp(argv[1], "own") == 0;
