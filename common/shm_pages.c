@@ -1,5 +1,5 @@
-/* shm_pages.c - see shm_pages.h. Called by moe_shm_create only; its threads take the next huge page
- * to make from one counter and are joined before it returns. */
+/* shm_pages.c - see shm_pages.h. Called by moe_shm_populate only; its threads take the next huge
+ * page to make from one counter and are joined before it returns. */
 #include "common/shm_pages.h"
 
 #include <errno.h>
@@ -15,15 +15,15 @@
 #endif
 
 enum {
-    MAX_THREADS = 8,       /* zeroing: enough for the memory's bandwidth */
-    PAGES_PER_THREAD = 32, /* fewer are not worth a thread */
-    MAX_FAILURES = 32,     /* then memory is fragmented, and each further try costs milliseconds */
+    MAX_THREADS = 8,      /* zeroing: enough for the memory's bandwidth */
+    PAGES_PER_THREAD = 8, /* fewer, 3 ms of zeroing, are not worth a thread */
+    MAX_FAILURES = 32,    /* then memory is fragmented, and each further try costs milliseconds */
 };
 
 typedef struct collapse {
     int fd;
     char *base;
-    uint64_t n_pages;
+    uint64_t end;
     /* Relaxed: counters only; pthread_join orders what the threads did. */
     _Atomic uint64_t next, n_made, n_failed;
 } collapse;
@@ -45,7 +45,7 @@ static void *thread_main(void *arg)
     collapse *c = arg;
     while (atomic_load_explicit(&c->n_failed, memory_order_relaxed) < MAX_FAILURES) {
         uint64_t page = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
-        if (page >= c->n_pages) {
+        if (page >= c->end) {
             break;
         }
         int code = make_page(c, page);
@@ -67,14 +67,11 @@ static uint64_t count_threads(uint64_t n_pages)
     return useful < n ? useful : n;
 }
 
-uint64_t moe_shm_collapse(int fd, char *base, uint64_t bytes)
+uint64_t moe_shm_collapse(int fd, char *base, uint64_t begin, uint64_t end, uint32_t *refused)
 {
-    if (ftruncate(fd, (off_t)bytes) != 0) {
-        return 0;
-    }
-    collapse c = {.fd = fd, .base = base, .n_pages = bytes / MOE_HUGE_PAGE_BYTES};
+    collapse c = {.fd = fd, .base = base, .end = end, .next = begin, .n_failed = *refused};
     pthread_t threads[MAX_THREADS];
-    uint64_t n_wanted = count_threads(c.n_pages);
+    uint64_t n_wanted = count_threads(end - begin);
     uint64_t n_threads = 0;
     sigset_t all, before;
     sigfillset(&all);
@@ -88,5 +85,6 @@ uint64_t moe_shm_collapse(int fd, char *base, uint64_t bytes)
     for (uint64_t i = 0; i < n_threads; i++) {
         pthread_join(threads[i], NULL);
     }
+    *refused = (uint32_t)atomic_load_explicit(&c.n_failed, memory_order_relaxed);
     return atomic_load_explicit(&c.n_made, memory_order_relaxed) * MOE_HUGE_PAGE_BYTES;
 }

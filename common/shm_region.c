@@ -1,5 +1,5 @@
-/* shm_region.c - POSIX shared memory with every page there before it has its full size.
- * Called by the store (creates) and by workers (open), at start and at shutdown only. Names outlive
+/* shm_region.c - POSIX shared memory whose pages are there before anybody needs them.
+ * Called by the store (creates, and populates while it serves) and by workers (open). Names outlive
  * the process on purpose: a restarted store adopts them; moe_shm_unlink removes them. */
 #include "common/shm_region.h"
 
@@ -52,16 +52,16 @@ static moe_status check_free_space(int fd, const char *name, uint64_t bytes, moe
     return MOE_OK;
 }
 
-static moe_status allocate(int fd, const char *name, uint64_t bytes, moe_err *err)
+static moe_status allocate(int fd, const char *name, uint64_t from, uint64_t to, moe_err *err)
 {
     int code = 0;
     do {
-        code = posix_fallocate(fd, 0, (off_t)bytes);
+        code = posix_fallocate(fd, (off_t)from, (off_t)(to - from));
     } while (code == EINTR);
     if (code != 0) {
         return MOE_FAIL_NATIVE(err, code == ENOSPC ? MOE_ERR_NO_SPACE : MOE_ERR_IO, MOE_LAYER_ERRNO,
                                code, "cannot allocate %llu bytes of /dev/shm for %s",
-                               (unsigned long long)bytes, name);
+                               (unsigned long long)(to - from), name);
     }
     return MOE_OK;
 }
@@ -117,8 +117,9 @@ static void fill(moe_shm_region *out, const char *name, int fd, void *base, uint
     memcpy(out->name, name, strlen(name) + 1);
 }
 
-moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
-                          moe_err *err)
+/* The name with a mapping of all its addresses, and nothing behind them yet. */
+static moe_status begin(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
+                        moe_err *err)
 {
     moe_status st = check_name(name, err);
     if (st != MOE_OK) {
@@ -129,7 +130,6 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
                         (unsigned long long)bytes, mode);
     }
     void *base = NULL;
-    uint64_t huge_bytes = 0;
     int fd = shm_open(name, O_RDWR | O_CREAT | O_EXCL, 0600);
     if (fd < 0) {
         int code = errno;
@@ -137,38 +137,105 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
                                code, "cannot create shared memory %s", name);
     }
     st = check_free_space(fd, name, bytes, err);
+    if (st == MOE_OK) {
+        st = map(fd, name, bytes, true, &base, err);
+    }
     if (st != MOE_OK) {
-        goto fail;
-    }
-    st = map(fd, name, bytes, true, &base, err);
-    if (st != MOE_OK) {
-        goto fail;
-    }
-    if (bytes >= MIN_COLLAPSED_BYTES) {
-        /* Not the last one: the full size says that every page is there. */
-        uint64_t n_pages = (bytes - 1) / MOE_HUGE_PAGE_BYTES;
-        huge_bytes = moe_shm_collapse(fd, base, n_pages * MOE_HUGE_PAGE_BYTES);
-    }
-    st = allocate(fd, name, bytes, err);
-    if (st != MOE_OK) {
-        goto fail;
-    }
-    if (fchmod(fd, mode) != 0) { /* past the umask, and only once the content is there */
-        int code = errno;
-        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot set the mode of %s",
-                             name);
-        goto fail;
+        close(fd);
+        shm_unlink(name);
+        return st;
     }
     fill(out, name, fd, base, bytes, true);
-    out->huge_bytes = huge_bytes;
     return MOE_OK;
-fail:
-    if (base != NULL) {
-        munmap(base, bytes);
+}
+
+/* Past the umask, and only once the content is there. */
+static moe_status set_mode(const moe_shm_region *r, uint32_t mode, moe_err *err)
+{
+    if (fchmod(r->fd, mode) != 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot set the mode of %s",
+                               r->name);
     }
-    close(fd);
-    shm_unlink(name);
+    return MOE_OK;
+}
+
+static moe_status end_or_remove(moe_shm_region *r, moe_status st, moe_shm_region *out)
+{
+    if (st == MOE_OK) {
+        *out = *r;
+        return MOE_OK;
+    }
+    shm_unlink(r->name);
+    moe_shm_close(r);
     return st;
+}
+
+moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
+                          moe_err *err)
+{
+    moe_shm_region r = MOE_SHM_REGION_NONE;
+    moe_status st = begin(name, bytes, mode, &r, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    st = moe_shm_populate(&r, 0, bytes, err);
+    if (st == MOE_OK) {
+        st = set_mode(&r, mode, err);
+    }
+    return end_or_remove(&r, st, out);
+}
+
+moe_status moe_shm_reserve(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
+                           moe_err *err)
+{
+    moe_shm_region r = MOE_SHM_REGION_NONE;
+    moe_status st = begin(name, bytes, mode, &r, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    if (ftruncate(r.fd, (off_t)bytes) != 0) {
+        int code = errno;
+        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot size %s", name);
+    }
+    if (st == MOE_OK) {
+        st = set_mode(&r, mode, err);
+    }
+    return end_or_remove(&r, st, out);
+}
+
+/* Of [from, to), what may be made of huge pages. While the object is shorter than `to`, not its
+ * last page: an object has its full size only once every page is there. */
+static moe_status make_huge_pages(moe_shm_region *r, uint64_t from, uint64_t to, moe_err *err)
+{
+    struct stat info = {0};
+    if (fstat(r->fd, &info) != 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot stat %s", r->name);
+    }
+    uint64_t size = (uint64_t)info.st_size;
+    uint64_t begin_at = (from + MOE_HUGE_PAGE_BYTES - 1) / MOE_HUGE_PAGE_BYTES;
+    uint64_t end_at = (size < to ? to - 1 : to) / MOE_HUGE_PAGE_BYTES;
+    if (r->bytes < MIN_COLLAPSED_BYTES || begin_at >= end_at ||
+        (size < end_at * MOE_HUGE_PAGE_BYTES &&
+         ftruncate(r->fd, (off_t)(end_at * MOE_HUGE_PAGE_BYTES)) != 0)) {
+        return MOE_OK; /* ordinary pages do */
+    }
+    r->huge_bytes += moe_shm_collapse(r->fd, r->base, begin_at, end_at, &r->n_refused);
+    return MOE_OK;
+}
+
+moe_status moe_shm_populate(moe_shm_region *r, uint64_t from, uint64_t to, moe_err *err)
+{
+    MOE_ASSERT(r->writable && from < to && to <= r->bytes);
+    moe_status st = make_huge_pages(r, from, to, err);
+    return st == MOE_OK ? allocate(r->fd, r->name, from, to, err) : st;
+}
+
+uint64_t moe_shm_allocated(const moe_shm_region *r)
+{
+    struct stat info = {0};
+    return r->fd >= 0 && fstat(r->fd, &info) == 0 ? (uint64_t)info.st_blocks * 512 : 0;
 }
 
 static moe_status open_status(int code)
@@ -229,9 +296,10 @@ void moe_shm_unlink(const char *name)
     }
 }
 
-moe_status moe_shm_lock_pages(const moe_shm_region *r, moe_err *err)
+moe_status moe_shm_lock_pages(const moe_shm_region *r, uint64_t from, uint64_t to, moe_err *err)
 {
-    if (mlock(r->base, r->bytes) == 0) {
+    MOE_ASSERT(from < to && to <= r->bytes);
+    if (mlock((const char *)r->base + from, to - from) == 0) {
         return MOE_OK;
     }
     int code = errno;
@@ -241,8 +309,9 @@ moe_status moe_shm_lock_pages(const moe_shm_region *r, moe_err *err)
         return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot lock %s", r->name);
     }
     return MOE_FAIL_NATIVE(err, MOE_ERR_PERMISSION, MOE_LAYER_ERRNO, code,
-                           "cannot lock %llu MiB of %s: RLIMIT_MEMLOCK is %llu KiB; raise it "
-                           "(ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit)",
-                           (unsigned long long)(r->bytes >> 20), r->name,
-                           (unsigned long long)(limit.rlim_cur >> 10));
+                           "cannot lock more than %llu of %llu MiB of %s: RLIMIT_MEMLOCK is %llu "
+                           "KiB; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the "
+                           "unit)",
+                           (unsigned long long)(from >> 20), (unsigned long long)(r->bytes >> 20),
+                           r->name, (unsigned long long)(limit.rlim_cur >> 10));
 }

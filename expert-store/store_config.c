@@ -61,6 +61,9 @@ static const moe_config_row rows[] = {
     ROW_ENUM(test_kill_at, "none|mid_read|evicting|welcome", "none",
              "tests only: die at this point as if by kill -9"),
     ROW(test_kill_after, MOE_CFG_U64, 1, 1e9, "1", "tests only: at the n-th pass of that point"),
+    ROW(test_memory_piece, MOE_CFG_SIZE, 0, ONE_TIB, "0B",
+        "tests only: memory made at a time, a multiple of 4096; 0 = 64 MiB"),
+    ROW(test_memory_pause_ms, MOE_CFG_U64, 0, 60000, "0", "tests only: pause after each piece"),
 };
 
 const moe_config_spec xs_config_spec = {

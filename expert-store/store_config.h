@@ -43,6 +43,7 @@ typedef struct xs_config {
     int log_level;    /* moe_log_level */
     int test_kill_at; /* xs_kill_at */
     uint64_t test_kill_after;
+    uint64_t test_memory_piece, test_memory_pause_ms;
 } xs_config;
 
 extern const moe_config_spec xs_config_spec;

@@ -9,11 +9,13 @@
  *      8    16  store_uuid    of the packing whose experts these are
  *     24     4  n_experts     words that follow at offset 4096
  *     28     4  boot          how many stores have served this board, from 1; atomic
- *     32     4  n_slots
+ *     32     4  n_slots       of the slots region
  *     36     4  layout        MOE_BOARD_LAYOUT
  *     40     8  slot_bytes
  *     48     4  serving       1 while a store serves; 0 after a clean stop; atomic
- *     52    12  reserved      0
+ *     52     4  n_made        slots 0..n_made have pages; the others must not be touched yet. Grows
+ *                             while a new store makes its memory and serves already; atomic
+ *     56     8  reserved      0
  *     64   512  registry      [64] { u32 worker_id (0 = free), u32 lease capacity }; atomic ids
  *   4096  8*n   words
  *
@@ -34,7 +36,7 @@
 #include <stdint.h>
 
 enum {
-    MOE_BOARD_LAYOUT = 1,
+    MOE_BOARD_LAYOUT = 2,
     MOE_BOARD_WORDS_OFF = 4096,
     MOE_BOARD_MAX_WORKERS = 64,
     MOE_MAX_SLOTS = (1 << 24) - 1
@@ -64,7 +66,8 @@ typedef struct moe_board_header {
     uint32_t layout;
     uint64_t slot_bytes;
     _Atomic uint32_t serving;
-    uint8_t reserved[12];
+    _Atomic uint32_t n_made;
+    uint8_t reserved[8];
     moe_board_registry_entry registry[MOE_BOARD_MAX_WORKERS];
 } moe_board_header;
 

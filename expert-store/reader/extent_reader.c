@@ -65,7 +65,7 @@ struct xs_reader {
     uint64_t synthetic_bytes; /* of one expert */
     char *slots;              /* borrowed */
     uint64_t slot_bytes;
-    uint32_t n_slots;
+    uint32_t n_slots, n_made;
     uint64_t split_bytes;
     uint32_t max_chunks; /* per expert */
     uint32_t max_jobs;
@@ -256,6 +256,7 @@ static moe_status open_engine(xs_reader *r, const xs_reader_cfg *cfg, moe_err *e
     }
     r->ops = ops;
     r->report.engine = ops->engine;
+    (void)xs_reader_add_slots(r, cfg->n_made); /* the report says what is not as it should be */
     return MOE_OK;
 }
 
@@ -319,6 +320,17 @@ moe_status xs_reader_create(const xs_reader_cfg *cfg, xs_reader **out, moe_err *
 fail:
     xs_reader_destroy(r);
     return st;
+}
+
+bool xs_reader_add_slots(xs_reader *r, uint32_t n_made)
+{
+    MOE_ASSERT(n_made >= r->n_made && n_made <= r->n_slots);
+    r->n_made = n_made;
+    if (r->ops->add_slots == NULL) {
+        return true;
+    }
+    r->ops->add_slots(r->engine, n_made, &r->report);
+    return r->report.registered_buffers;
 }
 
 /* ---- what can go wrong with an expert ---- */
@@ -582,9 +594,9 @@ static moe_status submit(xs_reader *r, const xs_job *wanted, moe_err *err)
 {
     uint32_t expert = wanted->expert;
     uint32_t slot = wanted->slot;
-    if (expert >= r->shape.n_experts_total || slot >= r->n_slots) {
+    if (expert >= r->shape.n_experts_total || slot >= r->n_made) {
         return MOE_FAIL(err, MOE_ERR_INVALID, "read of expert %u of %u into slot %u of %u", expert,
-                        r->shape.n_experts_total, slot, r->n_slots);
+                        r->shape.n_experts_total, slot, r->n_made);
     }
     MOE_ASSERT(!slot_is_in_flight(r, slot));
     if (r->free.head == NULL) {

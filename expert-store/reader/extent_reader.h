@@ -5,7 +5,7 @@
  *
  * Engines, chosen at creation and reported (no silent fallback):
  *   IO_URING   [liburing] O_DIRECT reads straight into the slots; slots are registered buffers in
- *              slices of at most 1 GiB that no slot straddles, segments are registered files
+ *              slices of some 64 MiB that no slot straddles, segments are registered files
  *   PREAD      a thread pool; where io_uring is forbidden
  *   SYNTHETIC  computes the expert from a seed instead of reading it (expert-store --synthetic)
  * The instance lock's fd is registered with the ring as a file: the kernel then releases the lock
@@ -44,7 +44,7 @@ typedef struct xs_reader_cfg {
     uint32_t synthetic_dtype;
     void *slots; /* borrowed, outlives the reader; [n_slots][slot_bytes] */
     uint64_t slot_bytes;
-    uint32_t n_slots;
+    uint32_t n_slots, n_made;  /* only the first n_made have pages yet: xs_reader_add_slots */
     xs_engine engine;          /* AUTO: io_uring, else pread, with the reason in report */
     bool direct;               /* ask for O_DIRECT */
     uint32_t depth;            /* reads in flight at the device, e.g. 64 */
@@ -80,6 +80,9 @@ MOE_MUST_CHECK moe_status xs_reader_create(const xs_reader_cfg *cfg, xs_reader *
 void xs_reader_destroy(xs_reader *r);
 const xs_reader_report *xs_reader_get_report(const xs_reader *r);
 const xs_reader_counters *xs_reader_get_counters(const xs_reader *r);
+/* The first n_made slots have pages now (never fewer than before): registers them with the ring.
+ * False: they are not registered, and the report's note says why and what it costs. */
+bool xs_reader_add_slots(xs_reader *r, uint32_t n_made);
 /* Readable when there may be something to harvest. */
 int xs_reader_fd(const xs_reader *r);
 /* MOE_ERR_AGAIN when too many experts are in flight already (see max_in_flight): not an error. */

@@ -28,6 +28,7 @@
 enum {
     MAX_BUFFER_BYTES = 1 << 30, /* one registered buffer: kernel limit */
     MAX_BUFFERS = 1 << 14,      /* all of them: kernel limit */
+    SLICE_BYTES = 64 << 20,     /* takes a few ms to register, while messages wait */
     REAP_BATCH = 32,
     PROBE_TIMEOUT_MS = 200,
 };
@@ -39,10 +40,12 @@ typedef struct read_list {
 struct xs_engine_state {
     struct io_uring ring;
     bool ring_open, files_registered;
-    bool fixed_buffers;
     char *slots; /* borrowed */
     uint64_t slot_bytes;
+    uint32_t n_slots;
+    bool has_slices;          /* the ring has a table of them; else no more are registered */
     uint32_t slots_per_slice; /* registered buffer of a slot = slot / slots_per_slice */
+    uint32_t n_registered;    /* slots, the first ones */
     int wake_fd;              /* borrowed */
     read_list staged;         /* have an SQE the kernel has not consumed, in ring order */
     read_list ended;
@@ -169,31 +172,42 @@ static moe_status register_files(xs_engine_state *e, const xs_segment_files *fil
     return MOE_OK;
 }
 
-/* 0 or the errno why the slots are not registered. */
-static int register_slots(xs_engine_state *e, uint32_t n_slots)
+/* An empty table of slices, to be filled as slots get their pages. 0 or an errno. */
+static int open_slices(xs_engine_state *e)
 {
-    if (e->slot_bytes > MAX_BUFFER_BYTES) {
+    uint64_t n_bytes = e->n_slots * e->slot_bytes;
+    uint64_t slice_bytes = n_bytes / (MAX_BUFFERS / 2);
+    slice_bytes = slice_bytes > SLICE_BYTES ? slice_bytes : SLICE_BYTES;
+    slice_bytes = slice_bytes > e->slot_bytes ? slice_bytes : e->slot_bytes;
+    if (slice_bytes > MAX_BUFFER_BYTES) {
         return E2BIG;
     }
-    e->slots_per_slice = (uint32_t)(MAX_BUFFER_BYTES / e->slot_bytes);
-    uint32_t n_slices = (n_slots + e->slots_per_slice - 1) / e->slots_per_slice;
-    if (n_slices > MAX_BUFFERS) {
-        return E2BIG;
-    }
-    struct iovec *slices = calloc(n_slices, sizeof *slices);
-    if (slices == NULL) {
-        return ENOMEM;
-    }
-    for (uint32_t i = 0; i < n_slices; i++) {
-        uint32_t first = i * e->slots_per_slice;
-        uint32_t left = n_slots - first;
-        uint32_t n = left < e->slots_per_slice ? left : e->slots_per_slice;
-        slices[i].iov_base = e->slots + (size_t)first * e->slot_bytes;
-        slices[i].iov_len = (size_t)n * e->slot_bytes;
-    }
-    int rc = io_uring_register_buffers(&e->ring, slices, n_slices);
-    free(slices);
+    e->slots_per_slice = (uint32_t)(slice_bytes / e->slot_bytes);
+    uint32_t n_slices = (e->n_slots + e->slots_per_slice - 1) / e->slots_per_slice;
+    int rc = io_uring_register_buffers_sparse(&e->ring, n_slices);
+    e->has_slices = rc == 0;
     return -rc;
+}
+
+/* Slices whose slots all have pages. 0 or the errno why the next one is not registered. */
+static int register_slices(xs_engine_state *e, uint32_t n_made)
+{
+    while (e->n_registered < n_made) {
+        uint32_t left = e->n_slots - e->n_registered;
+        uint32_t n = left < e->slots_per_slice ? left : e->slots_per_slice;
+        if (e->n_registered + n > n_made) {
+            break;
+        }
+        const struct iovec slice = {.iov_base = e->slots + e->n_registered * e->slot_bytes,
+                                    .iov_len = n * e->slot_bytes};
+        int rc = io_uring_register_buffers_update_tag(
+            &e->ring, e->n_registered / e->slots_per_slice, &slice, NULL, 1);
+        if (rc != 1) {
+            return rc < 0 ? -rc : EIO;
+        }
+        e->n_registered += n;
+    }
+    return 0;
 }
 
 /* The cost: bench_reader with and without registered slots, 1 MiB reads, 4 KiB pages. */
@@ -212,6 +226,16 @@ static void note_unregistered_slots(xs_reader_report *report, int failure)
                    reason);
 }
 
+static void add_slots_uring(xs_engine_state *e, uint32_t n_made, xs_reader_report *report)
+{
+    int failure = e->has_slices ? register_slices(e, n_made) : 0;
+    if (failure != 0) {
+        note_unregistered_slots(report, failure);
+        e->has_slices = false; /* what is registered stays */
+    }
+    report->registered_buffers = e->has_slices;
+}
+
 static void close_uring(xs_engine_state *e)
 {
     if (e == NULL) {
@@ -221,7 +245,7 @@ static void close_uring(xs_engine_state *e)
         /* Here and not in queue_exit, which lets go of files and pages some time later. */
         io_uring_unregister_files(&e->ring);
     }
-    if (e->fixed_buffers) {
+    if (e->n_registered > 0) {
         io_uring_unregister_buffers(&e->ring);
     }
     if (e->ring_open) {
@@ -240,6 +264,7 @@ static moe_status open_uring(const xs_engine_cfg *cfg, xs_reader_report *report,
     }
     e->slots = reader->slots;
     e->slot_bytes = reader->slot_bytes;
+    e->n_slots = reader->n_slots;
     e->wake_fd = cfg->wake_fd;
     moe_status st = setup_ring(e, cfg->max_reads, err);
     if (st == MOE_OK) {
@@ -249,9 +274,7 @@ static moe_status open_uring(const xs_engine_cfg *cfg, xs_reader_report *report,
         close_uring(e);
         return st;
     }
-    int failure = register_slots(e, reader->n_slots);
-    e->fixed_buffers = failure == 0;
-    report->registered_buffers = e->fixed_buffers;
+    int failure = open_slices(e);
     if (failure != 0) {
         note_unregistered_slots(report, failure);
     }
@@ -276,7 +299,7 @@ static void start_uring(xs_engine_state *e, xs_read *read)
     }
     struct io_uring_sqe *sqe = io_uring_get_sqe(&e->ring);
     MOE_ASSERT(sqe != NULL); /* the ring has room for max_reads */
-    if (e->fixed_buffers) {
+    if (read->slot < e->n_registered) {
         io_uring_prep_read_fixed(sqe, (int)read->segment, read->dst, (unsigned)read->bytes,
                                  read->file_off, (int)(read->slot / e->slots_per_slice));
     } else {
@@ -345,6 +368,7 @@ static void wait_uring(xs_engine_state *e)
 const xs_engine_ops xs_engine_uring = {
     .engine = XS_ENGINE_IO_URING,
     .open = open_uring,
+    .add_slots = add_slots_uring,
     .close = close_uring,
     .start = start_uring,
     .flush = flush_uring,

@@ -152,7 +152,7 @@ static void fill_welcome(xs_store *s, const xs_worker *worker)
     w->expert_dtype = s->model.expert_dtype;
     w->n_slots = s->limits.n_slots;
     w->n_experts = s->model.shape.n_experts_total;
-    w->pinned = s->pinned;
+    w->pinned = s->memory.pinned;
     add_region(w, WIRE_REGION_SLOTS, &s->regions.slots);
     add_region(w, WIRE_REGION_DENSE, &s->regions.dense);
     add_region(w, WIRE_REGION_BOARD, &s->regions.board);

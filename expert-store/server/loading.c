@@ -20,7 +20,8 @@ static bool is_speculative(xs_fetch_class cls)
 static bool may_start(const xs_store *s, xs_fetch_class cls)
 {
     return s->n_in_flight < s->limits.in_flight &&
-           (!is_speculative(cls) || s->n_speculative < s->limits.speculative_in_flight);
+           (!is_speculative(cls) || (s->n_speculative < s->limits.speculative_in_flight &&
+                                     !xs_residency_waits_for_memory(s->residency)));
 }
 
 /* Old predictions and experts that came in by another way leave the queue unread. */
@@ -74,7 +75,7 @@ uint32_t xs_loading_start(xs_store *s, int64_t now_ns)
     while (xs_fetch_queue_peek(s->queue, &expert, &cls, &asked_ns)) {
         if (!is_void(s, expert, cls, now_ns)) {
             if (!may_start(s, cls)) {
-                return n_started; /* a completion brings us back */
+                return n_started; /* a completion brings us back, or a slot that was made */
             }
             moe_status st = start_one(s, expert, cls, now_ns);
             if (st != MOE_OK) {

@@ -328,11 +328,12 @@ void xs_regions_close(xs_regions *r)
 
 /* ---- creating ---- */
 
+/* The slots' pages come later: slot_memory.h. */
 static moe_status create_board_and_slots(xs_regions *r, const xs_model *m, moe_err *err)
 {
     char name[MOE_SHM_NAME_BYTES];
     region_name(r->prefix, "slots", name);
-    moe_status st = moe_shm_create(name, m->slot_bytes * r->n_slots, r->mode, &r->slots, err);
+    moe_status st = moe_shm_reserve(name, m->slot_bytes * r->n_slots, r->mode, &r->slots, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -370,7 +371,7 @@ static moe_status adopt(const xs_regions_cfg *cfg, const xs_model *m, xs_regions
 {
     moe_err why = {0};
     moe_status found = open_existing(r, &why);
-    moe_status st = size_slots(cfg, m, r->slots.bytes, &r->n_slots, err);
+    moe_status st = size_slots(cfg, m, moe_shm_allocated(&r->slots), &r->n_slots, err);
     if (st != MOE_OK) {
         return st;
     }

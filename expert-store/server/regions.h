@@ -86,7 +86,8 @@ typedef struct xs_regions {
     ((xs_regions){                                                                                 \
         .slots = MOE_SHM_REGION_NONE, .dense = MOE_SHM_REGION_NONE, .board = MOE_SHM_REGION_NONE})
 
-/* Adopts or creates all three; a stale dense region is rebuilt. The instance lock is held. */
+/* Adopts or creates all three; a stale dense region is rebuilt. The instance lock is held. New
+ * slots have no pages yet, adopted ones perhaps not all: the board says how many do. */
 MOE_MUST_CHECK moe_status xs_regions_open(const xs_regions_cfg *cfg, const xs_model *m,
                                           xs_regions *out, moe_err *err);
 /* Tells workers to let go, then removes every name, lease tables too. */

@@ -48,6 +48,12 @@ void xs_board_format(void *board, const xs_board_geometry *g)
     atomic_store_explicit(&h->magic, magic_word(MOE_BOARD_MAGIC), memory_order_release);
 }
 
+static uint32_t n_made_of(const void *board)
+{
+    const moe_board_header *h = board;
+    return atomic_load_explicit(&h->n_made, memory_order_acquire);
+}
+
 static moe_status check_header(const moe_board_header *h, const xs_board_geometry *g, moe_err *err)
 {
     uint64_t magic = atomic_load_explicit(&h->magic, memory_order_acquire);
@@ -60,6 +66,9 @@ static moe_status check_header(const moe_board_header *h, const xs_board_geometr
     }
     if (memcmp(h->store_uuid, g->store_uuid, sizeof h->store_uuid) != 0) {
         return MOE_FAIL(err, MOE_ERR_FORMAT, "experts of another store");
+    }
+    if (n_made_of(h) > h->n_slots) {
+        return MOE_FAIL(err, MOE_ERR_FORMAT, "more than its %u slots are made", h->n_slots);
     }
     if (h->n_experts != g->n_experts || h->n_slots != g->n_slots ||
         h->slot_bytes != g->slot_bytes) {
@@ -77,7 +86,7 @@ static bool holds_slot(moe_board_state state)
 }
 
 static moe_status check_words(const _Atomic uint64_t *words, const xs_board_geometry *g,
-                              bool *taken, moe_err *err)
+                              uint32_t n_made, bool *taken, moe_err *err)
 {
     for (uint32_t x = 0; x < g->n_experts; x++) {
         uint64_t w = atomic_load_explicit(&words[x], memory_order_acquire);
@@ -89,8 +98,8 @@ static moe_status check_words(const _Atomic uint64_t *words, const xs_board_geom
         if (!holds_slot(state)) {
             continue;
         }
-        if (slot >= g->n_slots) {
-            return MOE_FAIL(err, MOE_ERR_FORMAT, "expert %u: slot %u of %u", x, slot, g->n_slots);
+        if (slot >= n_made) {
+            return MOE_FAIL(err, MOE_ERR_FORMAT, "expert %u: slot %u of %u", x, slot, n_made);
         }
         if (taken[slot]) {
             return MOE_FAIL(err, MOE_ERR_FORMAT, "expert %u: slot %u is another expert's too", x,
@@ -118,7 +127,8 @@ moe_status xs_board_check(const void *board, uint64_t bytes, const xs_board_geom
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "table of %u slots", g->n_slots);
     }
     const char *words = (const char *)board + MOE_BOARD_WORDS_OFF;
-    st = check_words((const _Atomic uint64_t *)(const void *)words, g, taken, err);
+    st =
+        check_words((const _Atomic uint64_t *)(const void *)words, g, n_made_of(board), taken, err);
     free(taken);
     return st;
 }
@@ -152,6 +162,7 @@ moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_residency **out, 
     if (st != MOE_OK) {
         goto fail;
     }
+    xs_slot_pool_grow(r->pool, n_made_of(cfg->board));
     st = xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_experts),
                             err);
     if (st != MOE_OK) {
@@ -175,6 +186,20 @@ void xs_residency_destroy(xs_residency *r)
     free(r->candidates);
     free(r->leased);
     free(r);
+}
+
+void xs_residency_grow(xs_residency *r, uint32_t n_made)
+{
+    moe_board_header *h = r->cfg.board;
+    xs_slot_pool_grow(r->pool, n_made);
+    /* release: the pages come before the number that allows to touch them. */
+    atomic_store_explicit(&h->n_made, n_made, memory_order_release);
+}
+
+bool xs_residency_waits_for_memory(const xs_residency *r)
+{
+    return xs_slot_pool_count(r->pool, XS_SLOT_FREE) == 0 &&
+           xs_slot_pool_count(r->pool, XS_SLOT_UNMADE) > 0;
 }
 
 static uint64_t word_of(const xs_residency *r, uint32_t expert)

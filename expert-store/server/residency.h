@@ -34,7 +34,8 @@ typedef struct xs_board_geometry {
     uint64_t slot_bytes;
 } xs_board_geometry;
 
-/* Writes header and words into zeroed memory of moe_board_bytes(n_experts); boot 0, magic last. */
+/* Writes header and words into zeroed memory of moe_board_bytes(n_experts); boot 0, no slot made,
+ * magic last. */
 void xs_board_format(void *board, const xs_board_geometry *g);
 /* May a store with this geometry adopt the board? Checks magic, layout, geometry, UUID, states,
  * slots in range, and that no two experts share a slot. MOE_ERR_FORMAT says what is wrong. */
@@ -67,6 +68,11 @@ MOE_MUST_CHECK moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_re
                                               moe_err *err);
 void xs_residency_destroy(xs_residency *r); /* accepts NULL */
 
+/* The first n_made slots have pages now; says so on the board. Never fewer than the board says,
+ * which is what a new object begins with. */
+void xs_residency_grow(xs_residency *r, uint32_t n_made);
+/* No slot is free, and more are being made: what is not urgent waits for them. */
+bool xs_residency_waits_for_memory(const xs_residency *r);
 /* Once, before anything else, on a checked board with all lease tables in the view:
  * EVICTING -> READY, LOADING and FAILED -> ABSENT; free slots that a lease names are condemned. */
 void xs_residency_adopt(xs_residency *r, int64_t now_ns);

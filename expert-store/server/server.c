@@ -152,32 +152,68 @@ static moe_status open_memory(xs_store *s, int64_t now_ns, moe_err *err)
     return st == MOE_OK ? open_workers(s, err) : st;
 }
 
-static void pin_slots(xs_store *s)
+static void log_not_pinned(const char *why)
 {
-    moe_err err = {0};
-    if (!s->cfg->pin) {
-        return;
-    }
-    s->pinned = moe_shm_lock_pages(&s->regions.slots, &err) == MOE_OK;
-    if (!s->pinned) {
-        moe_log(MOE_LOG_WARN, "store", "not_pinned",
-                "reason=\"%s\" cost=\"slots may be swapped out; workers that cannot pin them copy "
-                "about 6 times slower\"",
-                err.text);
-    }
+    moe_log(MOE_LOG_WARN, "store", "not_pinned",
+            "reason=\"%s\" cost=\"slots may be swapped out; workers that cannot pin them copy "
+            "about 6 times slower\"",
+            why);
 }
 
 /* Only of slots this process made: what an adopted region consists of is not known. */
-static void log_small_pages(const xs_store *s)
+static void log_memory_made(const xs_store *s)
 {
-    const moe_shm_region *slots = &s->regions.slots;
-    if (!s->regions.adopted && s->model.catalog != NULL &&
-        slots->bytes - slots->huge_bytes > slots->bytes / 8) {
+    uint64_t bytes = s->regions.slots.bytes;
+    uint64_t huge_bytes = s->memory.huge_bytes;
+    moe_log(MOE_LOG_INFO, "store", "memory_made", "bytes=%llu huge_bytes=%llu ms=%lld",
+            (unsigned long long)bytes, (unsigned long long)huge_bytes,
+            (long long)(s->memory.took_ns / MOE_NS_PER_MS));
+    if (!s->regions.adopted && s->model.catalog != NULL && bytes - huge_bytes > bytes / 8) {
         moe_log(MOE_LOG_WARN, "store", "small_pages",
                 "bytes=%llu huge_bytes=%llu cost=\"a drive may deliver half as much into 4 KiB "
                 "pages\"",
-                (unsigned long long)slots->bytes, (unsigned long long)slots->huge_bytes);
+                (unsigned long long)bytes, (unsigned long long)huge_bytes);
     }
+}
+
+static void log_degraded_reads(const xs_store *s)
+{
+    moe_log(MOE_LOG_WARN, "store", "degraded_reads", "reason=\"%s\"",
+            xs_reader_get_report(s->reader)->note);
+}
+
+/* What has been made since the last look is there to be used. */
+static void take_slots(xs_store *s)
+{
+    xs_slot_memory_report now;
+    if (!xs_slot_memory_look(s->slot_memory, &now)) {
+        return;
+    }
+    const bool was_registered = xs_reader_get_report(s->reader)->registered_buffers;
+    const bool was_not_pinned = s->memory.not_pinned[0] != '\0';
+    s->memory = now;
+    xs_residency_grow(s->residency, now.n_made);
+    if (!xs_reader_add_slots(s->reader, now.n_made) && was_registered) {
+        log_degraded_reads(s);
+    }
+    if (now.not_pinned[0] != '\0' && !was_not_pinned) {
+        log_not_pinned(now.not_pinned);
+    }
+    if (now.ended && now.failure.status == MOE_OK) {
+        log_memory_made(s);
+    }
+}
+
+static moe_status open_slot_memory(xs_store *s, moe_err *err)
+{
+    const xs_slot_memory_cfg cfg = {
+        .slots = &s->regions.slots,
+        .slot_bytes = s->model.slot_bytes,
+        .n_made = atomic_load_explicit(&xs_store_board(s)->n_made, memory_order_acquire),
+        .pin = s->cfg->pin,
+        .piece_bytes = s->cfg->test_memory_piece,
+        .pause_ns = (int64_t)s->cfg->test_memory_pause_ms * MOE_NS_PER_MS};
+    return xs_slot_memory_create(&cfg, &s->slot_memory, err);
 }
 
 static moe_status open_reader(xs_store *s, moe_err *err)
@@ -189,6 +225,7 @@ static moe_status open_reader(xs_store *s, moe_err *err)
                                .slots = s->regions.slots.base,
                                .slot_bytes = s->model.slot_bytes,
                                .n_slots = s->regions.n_slots,
+                               .n_made = 0, /* take_slots */
                                .engine = s->model.catalog != NULL ? (xs_engine)s->cfg->engine
                                                                   : XS_ENGINE_SYNTHETIC,
                                .direct = s->cfg->direct,
@@ -196,12 +233,7 @@ static moe_status open_reader(xs_store *s, moe_err *err)
                                .split_bytes = s->cfg->read_split,
                                .n_verify_threads = (uint32_t)s->cfg->verify_threads,
                                .lock_fd = s->lock_fd};
-    moe_status st = xs_reader_create(&cfg, &s->reader, err);
-    if (st == MOE_OK && xs_reader_get_report(s->reader)->note[0] != '\0') {
-        moe_log(MOE_LOG_WARN, "store", "degraded_reads", "reason=\"%s\"",
-                xs_reader_get_report(s->reader)->note);
-    }
-    return st;
+    return xs_reader_create(&cfg, &s->reader, err);
 }
 
 static void set_limits(xs_store *s)
@@ -303,7 +335,8 @@ static void log_started(const xs_store *s)
             "workers=%u lease_capacity=%u reads=%u pinned=%d",
             s->cfg->endpoint, s->model.name, s->model.shape.n_experts_total, s->limits.n_slots,
             (unsigned long long)s->model.slot_bytes, s->boot, (unsigned long long)c->adopted,
-            xs_workers_count(s->workers), s->limits.lease_capacity, s->limits.in_flight, s->pinned);
+            xs_workers_count(s->workers), s->limits.lease_capacity, s->limits.in_flight,
+            s->memory.pinned);
 }
 
 static moe_status start(xs_server *sv, moe_err *err)
@@ -327,9 +360,10 @@ static moe_status start(xs_server *sv, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    log_small_pages(s);
-    pin_slots(s);
-    st = open_reader(s, err);
+    st = open_slot_memory(s, err);
+    if (st == MOE_OK) {
+        st = open_reader(s, err);
+    }
     if (st == MOE_OK) {
         set_limits(s);
         st = open_recorder(s, err);
@@ -338,6 +372,10 @@ static moe_status start(xs_server *sv, moe_err *err)
         st = open_residency(s, moe_now_ns(), err);
     }
     if (st == MOE_OK) {
+        if (xs_reader_get_report(s->reader)->note[0] != '\0') {
+            log_degraded_reads(s);
+        }
+        take_slots(s);
         st = bind_sockets(s, err);
     }
     return st;
@@ -378,6 +416,7 @@ void xs_server_destroy(xs_server *sv)
     wire_router_destroy(s->router);
     wire_router_destroy(s->admin);
     xs_reader_destroy(s->reader); /* waits for reads; then no slot changes any more */
+    xs_slot_memory_destroy(s->slot_memory);
     xs_reverify_destroy(s->reverify);
     xs_fetch_queue_destroy(s->queue);
     xs_recorder_destroy(s->recorder);
@@ -497,9 +536,11 @@ static bool turn(xs_server *sv)
     busy |= take_messages(s, s->admin, XS_CHANNEL_ADMIN);
     take_signals(sv);
     int64_t now_ns = moe_now_ns();
+    take_slots(s);
     busy |= xs_loading_harvest(s, now_ns);
     xs_loading_reverify(s, now_ns);
     tick(sv, now_ns);
+    s->stopping = s->stopping || s->memory.failure.status != MOE_OK;
     if (s->stopping && !sv->stop_begun) {
         begin_stop(sv, now_ns);
     }
@@ -521,6 +562,7 @@ static void wait_for_events(xs_server *sv)
         {.fd = wire_router_fd(s->admin), .events = POLLIN},
         {.fd = xs_reader_fd(s->reader), .events = POLLIN},
         {.fd = sv->signal_fd, .events = POLLIN},
+        {.fd = xs_slot_memory_fd(s->slot_memory), .events = POLLIN},
         {.fd = s->reverify != NULL ? xs_reverify_fd(s->reverify) : -1, .events = POLLIN}};
     int64_t now_ns = moe_now_ns();
     int64_t until_ns = sv->next_probe_ns < sv->next_rate_ns ? sv->next_probe_ns : sv->next_rate_ns;
@@ -553,7 +595,6 @@ static void flush_answers(const xs_store *s)
 
 moe_status xs_server_run(xs_server *sv, moe_err *err)
 {
-    (void)err;
     while (!may_end(sv)) {
         /* Sockets signal edges only, and sending consumes them too: wait only after a turn in
          * which nothing was received and so nothing was sent. */
@@ -566,5 +607,10 @@ moe_status xs_server_run(xs_server *sv, moe_err *err)
     sv->store.remove_memory = !sv->store.cfg->keep_memory;
     moe_log(MOE_LOG_INFO, "store", "stopped", "memory=%s",
             sv->store.cfg->keep_memory ? "kept" : "removed");
+    const moe_err *failure = &sv->store.memory.failure;
+    if (failure->status != MOE_OK) {
+        return MOE_FAIL(err, failure->status, "%u of %u slots made: %.300s",
+                        sv->store.memory.n_made, sv->store.limits.n_slots, failure->text);
+    }
     return MOE_OK;
 }

@@ -1,7 +1,10 @@
 /* server.h - one running store: makes everything, loops, takes it down.
  *
  * Start, in this order, so that nothing is served before it is true and nothing is stolen:
- *   lock -> regions (adopted or created) -> dense weights -> lease tables -> reader -> sockets
+ *   lock -> regions (adopted or created) -> dense weights -> lease tables -> first slots -> reader
+ *   -> sockets
+ * The other slots get their pages while the store serves (slot_memory.h); if that fails, the store
+ * stops like after a signal, and run returns why.
  *
  * Stop (SIGTERM, SIGINT, SIGHUP, DRAIN): what was wanted is still served, sockets go, memory goes
  * unless keep_memory. A second signal stops waiting.
@@ -18,7 +21,7 @@
 typedef struct xs_server xs_server; /* opaque */
 /* cfg is borrowed until destroy. */
 MOE_MUST_CHECK moe_status xs_server_create(const xs_config *cfg, xs_server **out, moe_err *err);
-/* Returns MOE_OK after a stop that was asked for. */
+/* MOE_OK after a stop that was asked for. */
 MOE_MUST_CHECK moe_status xs_server_run(xs_server *server, moe_err *err);
 void xs_server_destroy(xs_server *server); /* accepts NULL */
 

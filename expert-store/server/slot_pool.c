@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 struct xs_slot_pool {
-    uint32_t n_slots;
+    uint32_t n_slots, n_made;
     uint32_t n_in[XS_N_SLOT_STATES];
     xs_slot *slots;       /* [n_slots], owned */
     uint32_t *free_stack; /* [n_in[FREE]] of [n_slots], owned */
@@ -56,9 +56,7 @@ moe_status xs_slot_pool_create(uint32_t n_slots, xs_slot_pool **out, moe_err *er
         xs_slot_pool_destroy(p);
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "tables for %u slots", n_slots);
     }
-    for (uint32_t i = n_slots; i > 0; i--) {
-        push_free(p, i - 1);
-    }
+    p->n_in[XS_SLOT_UNMADE] = n_slots;
     *out = p;
     return MOE_OK;
 }
@@ -71,6 +69,15 @@ void xs_slot_pool_destroy(xs_slot_pool *p)
     free(p->slots);
     free(p->free_stack);
     free(p);
+}
+
+void xs_slot_pool_grow(xs_slot_pool *p, uint32_t n_made)
+{
+    MOE_ASSERT(n_made >= p->n_made && n_made <= p->n_slots);
+    for (uint32_t i = n_made; i > p->n_made; i--) {
+        move(p, i - 1, XS_SLOT_FREE);
+    }
+    p->n_made = n_made;
 }
 
 static void fill(xs_slot *s, uint32_t expert, xs_fetch_class why)
@@ -119,7 +126,7 @@ void xs_slot_pool_publish(xs_slot_pool *p, uint32_t slot, int64_t now_ns)
 
 void xs_slot_pool_release(xs_slot_pool *p, uint32_t slot)
 {
-    MOE_ASSERT(xs_slot_pool_at(p, slot)->state != XS_SLOT_FREE);
+    MOE_ASSERT(xs_slot_pool_at(p, slot)->state > XS_SLOT_FREE);
     move(p, slot, XS_SLOT_FREE);
 }
 

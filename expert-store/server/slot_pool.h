@@ -1,5 +1,6 @@
 /* slot_pool.h - the slots of pinned memory: which is free, and what is known of the others.
  *
+ *   UNMADE --grow--> FREE: its pages have come
  *   FREE --acquire--> LOADING --publish--> READY --release--> FREE
  *    |                    \------release------------------------/
  *    \--adopt--> READY,   FREE or READY --condemn--> CONDEMNED --release--> FREE
@@ -18,7 +19,8 @@
 #include "expert-store/reader/fetch_queue.h"
 
 typedef enum xs_slot_state {
-    XS_SLOT_FREE = 0,
+    XS_SLOT_UNMADE = 0,
+    XS_SLOT_FREE,
     XS_SLOT_LOADING,
     XS_SLOT_READY,
     XS_SLOT_CONDEMNED,
@@ -40,9 +42,11 @@ typedef struct xs_slot {
 
 typedef struct xs_slot_pool xs_slot_pool; /* opaque */
 
-/* n_slots > 0; all FREE. */
+/* n_slots > 0; all UNMADE. */
 MOE_MUST_CHECK moe_status xs_slot_pool_create(uint32_t n_slots, xs_slot_pool **out, moe_err *err);
 void xs_slot_pool_destroy(xs_slot_pool *p); /* accepts NULL */
+/* The first n_made slots are UNMADE no longer; never fewer than before. */
+void xs_slot_pool_grow(xs_slot_pool *p, uint32_t n_made);
 /* FREE -> LOADING. MOE_ERR_NO_SLOT when none is free: the caller evicts and comes again. */
 MOE_MUST_CHECK moe_status xs_slot_pool_acquire(xs_slot_pool *p, uint32_t expert, xs_fetch_class why,
                                                uint32_t *out_slot, moe_err *err);

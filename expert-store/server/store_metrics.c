@@ -81,7 +81,7 @@ static void add_degradations(const list *l, const xs_store *s)
 {
     const xs_reader_report *r = xs_reader_get_report(s->reader);
     gauge(l, "pregate_store_pinned", "1: slots are locked in memory; 0: copies from them are slow",
-          s->pinned);
+          s->memory.pinned);
     gauge(l, "pregate_store_direct", "1: reads bypass the page cache (O_DIRECT)", r->direct);
     gauge(l, "pregate_store_io_uring", "1: reads go through io_uring; 0: another engine",
           r->engine == XS_ENGINE_IO_URING);
@@ -100,7 +100,8 @@ static void add_slots(const list *l, const xs_store *s)
     static const struct {
         xs_slot_state state;
         const char *text;
-    } states[] = {{XS_SLOT_FREE, "free"},
+    } states[] = {{XS_SLOT_UNMADE, "unmade"},
+                  {XS_SLOT_FREE, "free"},
                   {XS_SLOT_LOADING, "loading"},
                   {XS_SLOT_READY, "ready"},
                   {XS_SLOT_CONDEMNED, "condemned"}};

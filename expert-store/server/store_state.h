@@ -17,6 +17,7 @@
 #include "expert-store/server/regions.h"
 #include "expert-store/server/residency.h"
 #include "expert-store/server/reverify.h"
+#include "expert-store/server/slot_memory.h"
 #include "expert-store/server/trace_recorder.h"
 #include "expert-store/server/workers.h"
 #include "expert-store/store_config.h"
@@ -54,8 +55,9 @@ typedef struct xs_store {
     char endpoint_path[512];
     int lock_fd;
     xs_regions regions;
-    bool remove_memory; /* at the end: unlink all regions */
-    bool pinned;
+    bool remove_memory;           /* at the end: unlink all regions */
+    xs_slot_memory *slot_memory;  /* owned; it fills regions.slots */
+    xs_slot_memory_report memory; /* its latest news that was acted on */
     xs_limits limits;
     xs_kill_switch kill;
 

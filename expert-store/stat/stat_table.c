@@ -169,6 +169,11 @@ static void show_memory(const view *v)
     snprintf(text, sizeof text, "%s in %.0f slots of %s", ram, value(v, "pregate_store_slots_max"),
              slot);
     line(v, "experts", text);
+    double unmade = labelled(v, "pregate_store_slots", "state=\"unmade\"");
+    if (unmade > 0) {
+        snprintf(text, sizeof text, "%.0f slots, while the others serve", unmade);
+        line(v, "being made", text);
+    }
     snprintf(text, sizeof text, "%.0f of %.0f experts, %.0f leased, %.0f loading, %.0f pinned",
              labelled(v, "pregate_store_slots", "state=\"ready\""),
              value(v, "pregate_store_experts"), value(v, "pregate_store_slots_leased"),

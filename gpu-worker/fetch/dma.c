@@ -10,6 +10,7 @@ enum { SPECULATIVE_PIECES = 2, NO_TRANSFER = -1, MAX_TRANSFERS = 1024 };
 typedef struct transfer {
     bool in_use;
     bool speculative, abandoned;
+    bool pinned; /* its slot is registered with the device */
     uint32_t expert, cell;
     gw_lease lease;
     char *dst;
@@ -175,6 +176,7 @@ moe_status gw_dma_start(gw_dma *d, const gw_dma_copy *copy, moe_err *err)
                                      .expert = copy->expert,
                                      .cell = copy->cell,
                                      .lease = lease,
+                                     .pinned = gw_slot_pins_cover(d->cfg.pins, lease.slot),
                                      .dst = copy->dst};
     d->transfer_of[copy->cell] = (int32_t)index;
     d->n_open += copy->speculative;
@@ -229,8 +231,7 @@ static void finish(gw_dma *d, uint32_t index, int64_t end_ns, gw_landing *out)
                         .end_ns = end_ns,
                         .bytes = t->queued_bytes};
     atomic_fetch_add_explicit(&n->copies, complete, memory_order_relaxed);
-    atomic_fetch_add_explicit(&n->copies_pageable, complete && !d->cfg.pinned,
-                              memory_order_relaxed);
+    atomic_fetch_add_explicit(&n->copies_pageable, complete && !t->pinned, memory_order_relaxed);
     d->n_open -= !complete;
     d->transfer_of[t->cell] = NO_TRANSFER;
     gw_store_client_release(d->cfg.client, &t->lease);

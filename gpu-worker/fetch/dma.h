@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "gpu-worker/fetch/slot_pins.h"
 #include "gpu-worker/fetch/store_client.h"
 #include "gpu-worker/fetch/trace.h"
 #include "kernels/ops.h"
@@ -30,7 +31,7 @@ typedef struct gw_dma_cfg {
     uint32_t n_cells;
     uint64_t expert_bytes;
     uint64_t piece_bytes; /* e.g. GW_DMA_PIECE_BYTES */
-    bool pinned;          /* slots are registered; else copies are counted as pageable */
+    gw_slot_pins *pins;   /* borrowed; copies from slots it does not cover count as pageable */
     gw_trace *trace;      /* borrowed, may be NULL */
 } gw_dma_cfg;
 

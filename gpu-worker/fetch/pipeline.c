@@ -23,7 +23,7 @@ struct gw_pipeline {
     moe_model_shape shape;
     uint32_t n_cells, capacity, max_waves, depth;
     uint64_t cell_bytes;
-    bool pinned;
+    gw_slot_pins pins;
 
     char *cells;             /* device, owned: [n_cells + 1][cell_bytes], the last is zero */
     uint32_t *counter;       /* device, owned */
@@ -150,14 +150,6 @@ static moe_status zero_memory(gw_pipeline *p, moe_err *err)
     return st == MOE_OK ? b->stream_sync(p->cfg.compute, err) : st;
 }
 
-/* Not pinned is a slower way to work, not an error: gw_pipeline_copies_pinned. */
-static void register_slots(gw_pipeline *p)
-{
-    uint64_t bytes = 0;
-    const void *slots = gw_store_client_slots(p->cfg.client, &bytes);
-    p->pinned = p->cfg.ops->backend.host_register(p->cfg.device, slots, bytes, NULL) == MOE_OK;
-}
-
 static moe_status create_parts(gw_pipeline *p, moe_err *err)
 {
     const gw_cell_pool_cfg pool = {.n_cells = p->n_cells,
@@ -171,7 +163,7 @@ static moe_status create_parts(gw_pipeline *p, moe_err *err)
                             .expert_bytes = gw_store_client_welcome(p->cfg.client)->expert_bytes,
                             .piece_bytes =
                                 p->cfg.piece_bytes > 0 ? p->cfg.piece_bytes : GW_DMA_PIECE_BYTES,
-                            .pinned = p->pinned,
+                            .pins = &p->pins,
                             .trace = p->cfg.trace};
     p->speculation = calloc(p->shape.n_blocks_total + 1u, sizeof *p->speculation);
     if (p->speculation == NULL) {
@@ -255,7 +247,7 @@ moe_status gw_pipeline_create(const gw_pipeline_cfg *cfg, gw_pipeline **out, moe
     }
     if (st == MOE_OK) {
         set_gauges(p);
-        register_slots(p);
+        gw_slot_pins_init(&p->pins, cfg->ops, cfg->device, cfg->client);
         st = create_parts(p, err);
     }
     if (st == MOE_OK && cfg->policy == GW_RESIDENT) {
@@ -275,15 +267,12 @@ void gw_pipeline_destroy(gw_pipeline *p)
         return;
     }
     const krn_backend_fns *b = &p->cfg.ops->backend;
-    uint64_t bytes = 0;
     gw_fetch_destroy(p->fetch);
     moe_status st = b->stream_sync(p->cfg.compute, NULL); /* it may still read rows and cells */
     (void)st;                                             /* a failed device reads nothing */
     gw_dma_destroy(p->dma);
     gw_cell_pool_destroy(p->pool);
-    if (p->pinned) {
-        b->host_unregister(p->cfg.device, gw_store_client_slots(p->cfg.client, &bytes));
-    }
+    gw_slot_pins_fini(&p->pins);
     free(p->speculation);
     b->host_free(p->cfg.device, p->ring);
     b->host_free(p->cfg.device, p->flags);
@@ -385,7 +374,7 @@ uint32_t gw_pipeline_n_cells(const gw_pipeline *p)
 
 bool gw_pipeline_copies_pinned(const gw_pipeline *p)
 {
-    return p->pinned;
+    return !gw_slot_pins_has_failed(&p->pins);
 }
 
 bool gw_pipeline_store_lost(const gw_pipeline *p)
@@ -516,7 +505,8 @@ void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m)
                     "Part of it during which no block waited for that copy.",
                     read_counter(c, offsetof(moe_worker_counters, copy_hidden_ns)) / 1e9, "%s", "");
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_copies_pinned",
-                    "1: slots are registered with the device.", p->pinned ? 1 : 0, "%s", "");
+                    "1: slots are registered with the device.",
+                    gw_pipeline_copies_pinned(p) ? 1 : 0, "%s", "");
     moe_metrics_add(m, MOE_METRIC_GAUGE, "pregate_worker_store_alive",
                     "1: the store has answered lately.", gw_fetch_store_alive(p->fetch) ? 1 : 0,
                     "%s", "");

@@ -123,7 +123,8 @@ MOE_MUST_CHECK moe_status gw_pipeline_end_step(gw_pipeline *p, gw_step *s, char 
                                                uint32_t out_failed_text_bytes, moe_err *err);
 
 uint32_t gw_pipeline_n_cells(const gw_pipeline *p);
-bool gw_pipeline_copies_pinned(const gw_pipeline *p); /* false: pageable, said and counted */
+/* False: the device cannot register slots, copies are pageable: said and counted. Any thread. */
+bool gw_pipeline_copies_pinned(const gw_pipeline *p);
 /* The store's memory is gone for good: the next end_step says so, too. Any thread. */
 bool gw_pipeline_store_lost(const gw_pipeline *p);
 void gw_pipeline_metrics(const gw_pipeline *p, moe_metrics *m); /* any thread */

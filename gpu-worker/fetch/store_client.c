@@ -577,6 +577,14 @@ const void *gw_store_client_slots(const gw_store_client *c, uint64_t *out_bytes)
     return c->map.slots.base;
 }
 
+uint32_t gw_store_client_n_made(const gw_store_client *c)
+{
+    const moe_board_header *h = c->map.board.base;
+    /* acquire: pairs with the store's release, after the pages. The bound: whatever a board says */
+    uint32_t n = atomic_load_explicit(&h->n_made, memory_order_acquire);
+    return n < c->welcome.n_slots ? n : c->welcome.n_slots;
+}
+
 moe_worker_counters *gw_store_client_counters(const gw_store_client *c)
 {
     return &((moe_lease_header *)c->map.leases.base)->counters;

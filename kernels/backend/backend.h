@@ -59,7 +59,8 @@ typedef struct krn_backend_fns {
     MOE_MUST_CHECK moe_status (*host_alloc)(krn_device *d, size_t bytes, void **out, moe_err *err);
     void (*host_free)(krn_device *d, void *p);
     /* Registers [p, p+bytes) (read-only is enough) in pieces of at most 64 GiB. On failure copies
-     * still work, pageable and several times slower: the caller says so and counts it. */
+     * still work, pageable and several times slower: the caller says so and counts it. One thread
+     * at a time, others may copy meanwhile; no copy may reach from one region into another. */
     MOE_MUST_CHECK moe_status (*host_register)(krn_device *d, const void *p, size_t bytes,
                                                moe_err *err);
     void (*host_unregister)(krn_device *d, const void *p);

@@ -371,7 +371,8 @@ extern "C" moe_status krn_cuda_host_register(krn_device *d, const void *p, size_
         }
     }
     if (st == MOE_OK) {
-        *place = krn_cuda_registration{base, bytes};
+        place->bytes = bytes;
+        __atomic_store_n(&place->base, base, __ATOMIC_RELEASE); /* copies of other threads look */
     }
     return st;
 }
@@ -382,6 +383,6 @@ extern "C" void krn_cuda_host_unregister(krn_device *d, const void *p)
     if (r != NULL) {
         (void)krn_cuda_use(d, NULL);
         unregister_pieces(r->base, r->bytes);
-        *r = krn_cuda_registration{NULL, 0};
+        __atomic_store_n(&r->base, (const char *)NULL, __ATOMIC_RELEASE);
     }
 }

@@ -63,7 +63,7 @@ struct krn_device {
     struct krn_cublas_lt *cublas_lt; /* owned; NULL: not to be had, see products */
     char products[160];              /* who multiplies the rows of prompts, and why */
     krn_cuda_clock clock;
-    krn_cuda_registration registrations[KRN_CUDA_MAX_REGISTRATIONS]; /* owner's thread writes */
+    krn_cuda_registration registrations[KRN_CUDA_MAX_REGISTRATIONS]; /* one thread at a time */
 };
 
 /* The part of a wave that has work, compacted on the device: see expert_ffn_cuda.cu. */

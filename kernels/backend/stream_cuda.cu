@@ -81,8 +81,9 @@ static size_t within_piece(const krn_device *d, const void *p, size_t bytes)
     const char *at = (const char *)p;
     for (int i = 0; i < KRN_CUDA_MAX_REGISTRATIONS; i++) {
         const krn_cuda_registration *r = &d->registrations[i];
-        if (r->base != NULL && at >= r->base && at < r->base + r->bytes) {
-            size_t left = KRN_CUDA_PIECE_BYTES - (size_t)(at - r->base) % KRN_CUDA_PIECE_BYTES;
+        const char *base = __atomic_load_n(&r->base, __ATOMIC_ACQUIRE);
+        if (base != NULL && at >= base && at < base + r->bytes) {
+            size_t left = KRN_CUDA_PIECE_BYTES - (size_t)(at - base) % KRN_CUDA_PIECE_BYTES;
             return bytes < left ? bytes : left;
         }
     }

@@ -233,6 +233,7 @@ static moe_status measure(bench *b, moe_err *err)
                          .slots = b->slots.base,
                          .slot_bytes = b->slot_bytes,
                          .n_slots = (uint32_t)b->cfg->n_slots,
+                         .n_made = (uint32_t)b->cfg->n_slots,
                          .engine = (xs_engine)b->cfg->engine,
                          .direct = b->cfg->direct,
                          .depth = (uint32_t)b->cfg->depth,

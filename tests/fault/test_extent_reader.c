@@ -42,7 +42,7 @@ static int calls_until_failure = -1; /* of calloc and malloc; -1: never */
 static _Atomic int n_allocations;
 static int queue_init_result;   /* of io_uring_queue_init_params when not 0 ... */
 static bool queue_init_any;     /* ... for any flags, or only with some */
-static int register_result;     /* of io_uring_register_buffers when not 0 */
+static int register_result;     /* of io_uring_register_buffers_update_tag when not 0 */
 static int submits_until_fault; /* io_uring_submit answers submit_result when it reaches 0 */
 static int submit_result;
 
@@ -109,11 +109,19 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
     return __real_io_uring_queue_init_params(entries, ring, p);
 }
 
-int __real_io_uring_register_buffers(struct io_uring *ring, const struct iovec *v, unsigned n);
-int __wrap_io_uring_register_buffers(struct io_uring *ring, const struct iovec *v, unsigned n);
-int __wrap_io_uring_register_buffers(struct io_uring *ring, const struct iovec *v, unsigned n)
+int __real_io_uring_register_buffers_update_tag(struct io_uring *ring, unsigned off,
+                                                const struct iovec *v, const uint64_t *tags,
+                                                unsigned n);
+int __wrap_io_uring_register_buffers_update_tag(struct io_uring *ring, unsigned off,
+                                                const struct iovec *v, const uint64_t *tags,
+                                                unsigned n);
+int __wrap_io_uring_register_buffers_update_tag(struct io_uring *ring, unsigned off,
+                                                const struct iovec *v, const uint64_t *tags,
+                                                unsigned n)
 {
-    return register_result != 0 ? register_result : __real_io_uring_register_buffers(ring, v, n);
+    return register_result != 0
+               ? register_result
+               : __real_io_uring_register_buffers_update_tag(ring, off, v, tags, n);
 }
 
 int __real_io_uring_submit(struct io_uring *ring);
@@ -167,6 +175,7 @@ static xs_reader_cfg base_cfg(xs_engine engine)
                            .slots = fx.slots,
                            .slot_bytes = fx.slot_bytes,
                            .n_slots = N_SLOTS,
+                           .n_made = N_SLOTS,
                            .engine = engine,
                            .direct = true,
                            .depth = 3,

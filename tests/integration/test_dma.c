@@ -23,6 +23,7 @@ typedef struct fixture {
     krn_ops ops; /* a copy, so that a test can break it */
     krn_device *device;
     gw_store_client *client;
+    gw_slot_pins pins;
     gw_dma *dma;
     char cells[N_CELLS][SLOT_BYTES];
     gw_landing landings[MAX_LANDINGS];
@@ -53,13 +54,14 @@ static int setup(void **state)
     ok(&f, krn_ops_find("cpu", &cpu, NULL, 0, &f.err));
     f.ops = *cpu;
     ok(&f, f.ops.backend.open(&open, &f.device, &f.err));
+    gw_slot_pins_init(&f.pins, &f.ops, f.device, f.client);
     const gw_dma_cfg dma = {.ops = &f.ops,
                             .device = f.device,
                             .client = f.client,
                             .n_cells = N_CELLS,
                             .expert_bytes = SLOT_BYTES,
                             .piece_bytes = SLOT_BYTES / PIECES,
-                            .pinned = true};
+                            .pins = &f.pins};
     ok(&f, gw_dma_create(&dma, &f.dma, &f.err));
     *state = &f;
     return 0;
@@ -69,6 +71,7 @@ static int teardown(void **state)
 {
     fixture *f = *state;
     gw_dma_destroy(f->dma);
+    gw_slot_pins_fini(&f->pins);
     gw_store_client_destroy(f->client);
     f->ops.backend.close(f->device);
     store_rig_fini(&f->rig);

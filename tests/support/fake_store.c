@@ -47,6 +47,7 @@ static void open_residency(fake_store *f)
                                   .leases = &f->leases,
                                   .kill = &f->kill};
     assert_int_equal(MOE_OK, xs_residency_create(&cfg, &f->residency, NULL));
+    xs_residency_grow(f->residency, f->cfg.n_slots);
 }
 
 void fake_store_init(fake_store *f, const fake_store_cfg *cfg)

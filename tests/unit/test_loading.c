@@ -33,6 +33,7 @@ static void open_reader(fixture *f)
                                .slots = f->slots,
                                .slot_bytes = s->model.slot_bytes,
                                .n_slots = eight_slots.n_slots,
+                               .n_made = eight_slots.n_slots,
                                .engine = XS_ENGINE_SYNTHETIC,
                                .depth = 8,
                                .split_bytes = 1 << 20,

@@ -204,7 +204,7 @@ static int lock_without_privilege(const moe_shm_region *r)
     if (mlock(r->base, r->bytes) == 0) {
         return 0; /* sanitizers replace mlock by nothing at all */
     }
-    moe_status st = moe_shm_lock_pages(r, &err);
+    moe_status st = moe_shm_lock_pages(r, 0, r->bytes, &err);
     return st == MOE_ERR_PERMISSION && strstr(err.text, "RLIMIT_MEMLOCK is 0 KiB") != NULL ? 0 : 1;
 }
 

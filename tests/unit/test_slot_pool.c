@@ -14,6 +14,7 @@ static xs_slot_pool *make(void)
 {
     xs_slot_pool *p = NULL;
     assert_int_equal(MOE_OK, xs_slot_pool_create(N_SLOTS, &p, NULL));
+    xs_slot_pool_grow(p, N_SLOTS);
     return p;
 }
 
@@ -33,6 +34,26 @@ static void slots_are_taken_from_the_lowest_on(void **state)
         assert_int_equal(100 + i, xs_slot_pool_at(p, i)->expert);
         assert_int_equal(XS_SLOT_LOADING, xs_slot_pool_at(p, i)->state);
     }
+    xs_slot_pool_destroy(p);
+}
+
+static void slots_that_are_not_made_are_not_taken(void **state)
+{
+    (void)state;
+    xs_slot_pool *p = NULL;
+    uint32_t slot = 77;
+    assert_int_equal(MOE_OK, xs_slot_pool_create(N_SLOTS, &p, NULL));
+    assert_int_equal(N_SLOTS, xs_slot_pool_count(p, XS_SLOT_UNMADE));
+    assert_int_equal(MOE_ERR_NO_SLOT, xs_slot_pool_acquire(p, 9, XS_FETCH_DEMAND, &slot, NULL));
+    xs_slot_pool_grow(p, 2);
+    assert_int_equal(N_SLOTS - 2, xs_slot_pool_count(p, XS_SLOT_UNMADE));
+    assert_int_equal(0, take(p, 1));
+    assert_int_equal(1, take(p, 2));
+    assert_int_equal(MOE_ERR_NO_SLOT, xs_slot_pool_acquire(p, 9, XS_FETCH_DEMAND, &slot, NULL));
+    xs_slot_pool_grow(p, 2);
+    xs_slot_pool_grow(p, N_SLOTS);
+    assert_int_equal(0, xs_slot_pool_count(p, XS_SLOT_UNMADE));
+    assert_int_equal(2, take(p, 9));
     xs_slot_pool_destroy(p);
 }
 
@@ -141,6 +162,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(slots_are_taken_from_the_lowest_on),
+        cmocka_unit_test(slots_that_are_not_made_are_not_taken),
         cmocka_unit_test(acquire_when_full_reports_no_slot),
         cmocka_unit_test(the_life_of_a_slot_is_counted),
         cmocka_unit_test(an_adopted_slot_is_no_longer_handed_out),

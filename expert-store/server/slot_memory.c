@@ -1,0 +1,188 @@
+/* slot_memory.c - see slot_memory.h. */
+#include "expert-store/server/slot_memory.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include "common/lock.h"
+
+enum {
+    PIECE_BYTES = 64 << 20, /* 4 to 60 ms of work; a multiple of any huge page used here */
+    NICENESS = 10
+};
+
+struct xs_slot_memory {
+    xs_slot_memory_cfg cfg;
+    uint64_t made_bytes; /* of adopted slots */
+    int64_t begin_ns;
+    int fd; /* eventfd, owned; -1 */
+    bool has_thread;
+    pthread_t thread;
+    uint64_t done; /* bytes that are made and locked; the thread's */
+    moe_mutex mu;
+    moe_cond changed;
+    bool stop; /* guarded by mu, like all below */
+    bool news;
+    xs_slot_memory_report report;
+};
+
+static void signal_fd(int fd)
+{
+    uint64_t one = 1;
+    ssize_t n = 0;
+    do {
+        n = write(fd, &one, sizeof one);
+    } while (n < 0 && errno == EINTR);
+}
+
+/* What is not locked works, more slowly: said in the report, and not tried again. */
+static bool lock_piece(const xs_slot_memory *m, uint64_t from, uint64_t to, moe_err *why)
+{
+    bool wanted = m->cfg.pin && m->report.not_pinned[0] == '\0'; /* only this thread writes it */
+    return wanted && moe_shm_lock_pages(m->cfg.slots, from, to, why) == MOE_OK;
+}
+
+static uint32_t n_slots_in(const xs_slot_memory *m, uint64_t bytes)
+{
+    uint64_t most = bytes > m->made_bytes ? bytes : m->made_bytes;
+    return (uint32_t)(most / m->cfg.slot_bytes);
+}
+
+/* The piece after `done`: pages, lock, news. */
+static moe_status make_piece(xs_slot_memory *m, moe_err *err)
+{
+    uint64_t left = m->cfg.slots->bytes - m->done;
+    uint64_t end = m->done + (left < m->cfg.piece_bytes ? left : m->cfg.piece_bytes);
+    uint64_t from = m->done > m->made_bytes ? m->done : m->made_bytes;
+    moe_err why = {0};
+    moe_status st = from < end ? moe_shm_populate(m->cfg.slots, from, end, err) : MOE_OK;
+    bool locked = st == MOE_OK && lock_piece(m, m->done, end, &why);
+    moe_mutex_lock(&m->mu);
+    xs_slot_memory_report *r = &m->report;
+    if (st == MOE_OK) {
+        m->done = end;
+        r->n_made = n_slots_in(m, end);
+        r->huge_bytes = m->cfg.slots->huge_bytes;
+        if (why.status != MOE_OK) {
+            snprintf(r->not_pinned, sizeof r->not_pinned, "%.299s", why.text);
+        }
+        r->pinned = locked;
+    } else if (err != NULL) {
+        r->failure = *err;
+    }
+    r->ended = st != MOE_OK || end == m->cfg.slots->bytes;
+    r->took_ns = moe_now_ns() - m->begin_ns;
+    m->news = true;
+    moe_mutex_unlock(&m->mu);
+    signal_fd(m->fd);
+    return st;
+}
+
+static bool goes_on(xs_slot_memory *m)
+{
+    moe_mutex_lock(&m->mu);
+    int64_t until_ns = moe_now_ns() + m->cfg.pause_ns;
+    while (m->cfg.pause_ns > 0 && !m->stop && moe_cond_wait_until(&m->changed, &m->mu, until_ns)) {
+    }
+    bool on = !m->stop && !m->report.ended;
+    moe_mutex_unlock(&m->mu);
+    return on;
+}
+
+static void *run(void *arg)
+{
+    xs_slot_memory *m = arg;
+    moe_err err = {0};
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICENESS); /* of this thread only, on Linux */
+    while (goes_on(m) && make_piece(m, &err) == MOE_OK) {
+    }
+    return NULL;
+}
+
+static moe_status start_thread(xs_slot_memory *m, moe_err *err)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the thread */
+    int code = pthread_create(&m->thread, NULL, run, m);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    m->has_thread = code == 0;
+    return code == 0 ? MOE_OK
+                     : MOE_FAIL_NATIVE(err, MOE_ERR_NO_MEMORY, MOE_LAYER_ERRNO, code,
+                                       "cannot start a thread");
+}
+
+moe_status xs_slot_memory_create(const xs_slot_memory_cfg *cfg, xs_slot_memory **out, moe_err *err)
+{
+    xs_slot_memory *m = calloc(1, sizeof *m);
+    if (m == NULL) {
+        return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "the maker of slots");
+    }
+    m->cfg = *cfg;
+    m->cfg.piece_bytes = cfg->piece_bytes > 0 ? cfg->piece_bytes : PIECE_BYTES;
+    m->made_bytes = cfg->n_made * cfg->slot_bytes;
+    m->begin_ns = moe_now_ns();
+    moe_mutex_init(&m->mu);
+    moe_cond_init(&m->changed);
+    m->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    moe_status st = MOE_OK;
+    if (m->fd < 0) {
+        int code = errno;
+        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot make an eventfd");
+    }
+    if (st == MOE_OK) {
+        st = make_piece(m, err);
+    }
+    if (st == MOE_OK && !m->report.ended) {
+        st = start_thread(m, err);
+    }
+    if (st != MOE_OK) {
+        xs_slot_memory_destroy(m);
+        return st;
+    }
+    *out = m;
+    return MOE_OK;
+}
+
+void xs_slot_memory_destroy(xs_slot_memory *m)
+{
+    if (m == NULL) {
+        return;
+    }
+    if (m->has_thread) {
+        moe_mutex_lock(&m->mu);
+        m->stop = true;
+        moe_cond_signal(&m->changed);
+        moe_mutex_unlock(&m->mu);
+        pthread_join(m->thread, NULL);
+    }
+    if (m->fd >= 0) {
+        close(m->fd);
+    }
+    moe_cond_fini(&m->changed);
+    moe_mutex_fini(&m->mu);
+    free(m);
+}
+
+int xs_slot_memory_fd(const xs_slot_memory *m)
+{
+    return m->fd;
+}
+
+bool xs_slot_memory_look(xs_slot_memory *m, xs_slot_memory_report *out)
+{
+    uint64_t count = 0;
+    ssize_t n = read(m->fd, &count, sizeof count); /* clears the signal; EAGAIN is fine */
+    (void)n;
+    moe_mutex_lock(&m->mu);
+    bool news = m->news;
+    m->news = false;
+    *out = m->report;
+    moe_mutex_unlock(&m->mu);
+    return news;
+}
