@@ -17,11 +17,13 @@ static bool is_speculative(xs_fetch_class cls)
 
 /* ---- starting ---- */
 
+/* While memory is being made, what finds no free slot waits for one, a few ms, rather than evict:
+ * where every expert has its slot in the end, none ever leaves. */
 static bool may_start(const xs_store *s, xs_fetch_class cls)
 {
     return s->n_in_flight < s->limits.in_flight &&
-           (!is_speculative(cls) || (s->n_speculative < s->limits.speculative_in_flight &&
-                                     !xs_residency_waits_for_memory(s->residency)));
+           (!is_speculative(cls) || s->n_speculative < s->limits.speculative_in_flight) &&
+           !xs_residency_waits_for_memory(s->residency);
 }
 
 /* Old predictions and experts that came in by another way leave the queue unread. */

@@ -71,7 +71,7 @@ void xs_residency_destroy(xs_residency *r); /* accepts NULL */
 /* The first n_made slots have pages now; says so on the board. Never fewer than the board says,
  * which is what a new object begins with. */
 void xs_residency_grow(xs_residency *r, uint32_t n_made);
-/* No slot is free, and more are being made: what is not urgent waits for them. */
+/* No slot is free, and more are being made. */
 bool xs_residency_waits_for_memory(const xs_residency *r);
 /* Once, before anything else, on a checked board with all lease tables in the view:
  * EVICTING -> READY, LOADING and FAILED -> ABSENT; free slots that a lease names are condemned. */
