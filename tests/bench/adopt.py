@@ -9,6 +9,7 @@ the store to the first lease of an expert, a worker's start included: with an em
 drive; then all experts are loaded, the store is killed (SIGKILL) and started again, three times. Prints
 one JSON object; exit 1 when an adopted expert had to be read again or one was lost.
 """
+import atexit
 import json
 import os
 import signal
@@ -35,6 +36,7 @@ class Store:
         begin = time.monotonic()
         self.process = subprocess.Popen([f"{self.bin}/expert-store", "--store", self.path, "--endpoint",
                                          self.endpoint], stdout=self.log, stderr=self.log)
+        atexit.register(self.process.kill)
         self.lease(1)
         return time.monotonic() - begin
 
