@@ -4,12 +4,14 @@
  * creation or piece by piece into a reserved region, so that later access can never raise SIGBUS. A
  * region is never truncated, punched or replaced while mapped. A created region has its full size
  * only once every page is there (a creator that dies earlier leaves a shorter one); a reserved one
- * has it from the start, and how far its pages go must be said elsewhere (the store:
- * proto/board.h). Large regions get huge pages where there are any, and are mapped at a multiple of
- * one. Names: "/pregate-..." at most 63 bytes. Mode 0600; 0640 or 0660 where a group of workers
- * reads or writes. Threads: a region belongs to its owner; the mapping may be read by any thread.
- * populate and lock_pages may run on another thread, one at a time, while nobody else changes the
- * region.
+ * has it from the start, and how far its pages go must be said elsewhere (proto/board.h). Large
+ * regions get huge pages where there are any, and are mapped at a multiple of one.
+ *
+ * Names: "/pregate-..." at most 63 bytes. Mode 0600; 0640 or 0660 where a group of workers reads or
+ * writes.
+ *
+ * Threads: a region belongs to its owner; the mapping may be read by any thread. populate and
+ * lock_pages may run on another thread, one at a time, while nobody else changes the region.
  */
 #ifndef MOE_COMMON_SHM_REGION_H
 #define MOE_COMMON_SHM_REGION_H

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "common/lock.h"
+#include "expert-store/reader/work_pool.h"
 
 typedef enum phase { IDLE = 0, GIVEN, DONE } phase;
 
@@ -26,15 +27,6 @@ struct xs_reverify {
     uint32_t expert, slot;
 };
 
-static void signal_fd(int fd)
-{
-    uint64_t one = 1;
-    ssize_t n = 0;
-    do {
-        n = write(fd, &one, sizeof one);
-    } while (n < 0 && errno == EINTR);
-}
-
 static void work_locked(xs_reverify *v) MOE_REQUIRES(v->mu)
 {
     uint32_t expert = v->expert;
@@ -44,7 +36,7 @@ static void work_locked(xs_reverify *v) MOE_REQUIRES(v->mu)
     moe_mutex_lock(&v->mu);
     v->good = good;
     v->at = DONE;
-    signal_fd(v->fd);
+    xs_wake(v->fd);
 }
 
 static void *run(void *arg)

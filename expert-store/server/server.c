@@ -186,7 +186,7 @@ static void log_degraded_reads(const xs_store *s)
 static void take_slots(xs_store *s)
 {
     xs_slot_memory_report now;
-    if (!xs_slot_memory_look(s->slot_memory, &now)) {
+    if (s->memory.ended || !xs_slot_memory_look(s->slot_memory, &now)) {
         return;
     }
     const bool was_registered = xs_reader_get_report(s->reader)->registered_buffers;
@@ -562,7 +562,7 @@ static void wait_for_events(xs_server *sv)
         {.fd = wire_router_fd(s->admin), .events = POLLIN},
         {.fd = xs_reader_fd(s->reader), .events = POLLIN},
         {.fd = sv->signal_fd, .events = POLLIN},
-        {.fd = xs_slot_memory_fd(s->slot_memory), .events = POLLIN},
+        {.fd = s->memory.ended ? -1 : xs_slot_memory_fd(s->slot_memory), .events = POLLIN},
         {.fd = s->reverify != NULL ? xs_reverify_fd(s->reverify) : -1, .events = POLLIN}};
     int64_t now_ns = moe_now_ns();
     int64_t until_ns = sv->next_probe_ns < sv->next_rate_ns ? sv->next_probe_ns : sv->next_rate_ns;

@@ -2,7 +2,6 @@
 #include "expert-store/server/slot_memory.h"
 
 #include <errno.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
@@ -10,6 +9,7 @@
 #include <unistd.h>
 
 #include "common/lock.h"
+#include "expert-store/reader/work_pool.h"
 
 enum {
     PIECE_BYTES = 64 << 20, /* 4 to 60 ms of work; a multiple of any huge page used here */
@@ -30,15 +30,6 @@ struct xs_slot_memory {
     bool news;
     xs_slot_memory_report report;
 };
-
-static void signal_fd(int fd)
-{
-    uint64_t one = 1;
-    ssize_t n = 0;
-    do {
-        n = write(fd, &one, sizeof one);
-    } while (n < 0 && errno == EINTR);
-}
 
 /* What is not locked works, more slowly: said in the report, and not tried again. */
 static bool lock_piece(const xs_slot_memory *m, uint64_t from, uint64_t to, moe_err *why)
@@ -79,7 +70,7 @@ static moe_status make_piece(xs_slot_memory *m, moe_err *err)
     r->took_ns = moe_now_ns() - m->begin_ns;
     m->news = true;
     moe_mutex_unlock(&m->mu);
-    signal_fd(m->fd);
+    xs_wake(m->fd);
     return st;
 }
 
@@ -106,11 +97,7 @@ static void *run(void *arg)
 
 static moe_status start_thread(xs_slot_memory *m, moe_err *err)
 {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before); /* inherited by the thread */
     int code = pthread_create(&m->thread, NULL, run, m);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     m->has_thread = code == 0;
     return code == 0 ? MOE_OK
                      : MOE_FAIL_NATIVE(err, MOE_ERR_NO_MEMORY, MOE_LAYER_ERRNO, code,
