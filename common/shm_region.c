@@ -118,8 +118,8 @@ static void fill(moe_shm_region *out, const char *name, int fd, void *base, uint
 }
 
 /* The name with a mapping of all its addresses, and nothing behind them yet. */
-static moe_status begin(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
-                        moe_err *err)
+static moe_status begin(const char *name, uint64_t bytes, uint64_t soon, uint32_t mode,
+                        moe_shm_region *out, moe_err *err)
 {
     moe_status st = check_name(name, err);
     if (st != MOE_OK) {
@@ -136,7 +136,7 @@ static moe_status begin(const char *name, uint64_t bytes, uint32_t mode, moe_shm
         return MOE_FAIL_NATIVE(err, code == EEXIST ? MOE_ERR_BUSY : MOE_ERR_IO, MOE_LAYER_ERRNO,
                                code, "cannot create shared memory %s", name);
     }
-    st = check_free_space(fd, name, bytes, err);
+    st = check_free_space(fd, name, soon, err);
     if (st == MOE_OK) {
         st = map(fd, name, bytes, true, &base, err);
     }
@@ -175,7 +175,7 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
                           moe_err *err)
 {
     moe_shm_region r = MOE_SHM_REGION_NONE;
-    moe_status st = begin(name, bytes, mode, &r, err);
+    moe_status st = begin(name, bytes, bytes, mode, &r, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -186,11 +186,11 @@ moe_status moe_shm_create(const char *name, uint64_t bytes, uint32_t mode, moe_s
     return end_or_remove(&r, st, out);
 }
 
-moe_status moe_shm_reserve(const char *name, uint64_t bytes, uint32_t mode, moe_shm_region *out,
-                           moe_err *err)
+moe_status moe_shm_reserve(const char *name, uint64_t bytes, uint64_t soon, uint32_t mode,
+                           moe_shm_region *out, moe_err *err)
 {
     moe_shm_region r = MOE_SHM_REGION_NONE;
-    moe_status st = begin(name, bytes, mode, &r, err);
+    moe_status st = begin(name, bytes, soon, mode, &r, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -230,6 +230,21 @@ moe_status moe_shm_populate(moe_shm_region *r, uint64_t from, uint64_t to, moe_e
     MOE_ASSERT(r->writable && from < to && to <= r->bytes);
     moe_status st = make_huge_pages(r, from, to, err);
     return st == MOE_OK ? allocate(r->fd, r->name, from, to, err) : st;
+}
+
+moe_status moe_shm_release(const moe_shm_region *r, uint64_t from, uint64_t to, moe_err *err)
+{
+    uint64_t page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+    from = (from + page_bytes - 1) / page_bytes * page_bytes;
+    to = (to + page_bytes - 1) / page_bytes * page_bytes;
+    MOE_ASSERT(r->writable);
+    if (from < to && fallocate(r->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)from,
+                               (off_t)(to - from)) != 0) {
+        int code = errno;
+        return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code,
+                               "cannot give pages of %s back", r->name);
+    }
+    return MOE_OK;
 }
 
 uint64_t moe_shm_allocated(const moe_shm_region *r)

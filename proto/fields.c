@@ -58,6 +58,9 @@ static const wire_field outcome_fields[] = {
     {U32(wire_outcome, status, WIRE_KEY_STATUS)},
     {STR(wire_outcome, text, WIRE_KEY_TEXT)},
 };
+static const wire_field resize_fields[] = {
+    {STR(wire_resize, text, WIRE_KEY_TEXT)},
+};
 static const wire_field stats_reply_fields[] = {
     {LIST(WIRE_TYPE_METRICS, wire_stats_reply, metrics, metrics.n, WIRE_KEY_METRICS,
           WIRE_MAX_METRICS)},
@@ -87,6 +90,7 @@ static const struct {
     [WIRE_PING] = {"PING", {LAYOUT(plain_fields)}},
     [WIRE_PONG] = {"PONG", {LAYOUT(plain_fields)}},
     [WIRE_ERROR] = {"ERROR", {LAYOUT(outcome_fields)}},
+    [WIRE_RESIZE] = {"RESIZE", {LAYOUT(resize_fields)}},
 };
 
 static int kind_is_known(uint32_t kind)

@@ -37,7 +37,8 @@ typedef enum wire_kind {
     WIRE_DONE = 14,  /* store -> operator: status, text */
     WIRE_PING = 15,
     WIRE_PONG = 16,
-    WIRE_ERROR = 17 /* store -> : what was wrong with your message */
+    WIRE_ERROR = 17, /* store -> : what was wrong with your message */
+    WIRE_RESIZE = 18 /* operator -> store, admin socket: more memory; answered by DONE */
 } wire_kind;
 
 enum {
@@ -128,6 +129,11 @@ typedef struct wire_outcome { /* DONE, ERROR */
     char text[WIRE_MAX_TEXT];
 } wire_outcome;
 
+typedef struct wire_resize {
+    wire_header h;
+    char text[WIRE_MAX_TEXT]; /* as --ram-bytes: 16GiB, 25%, all */
+} wire_resize;
+
 typedef struct wire_stats_reply {
     wire_header h;
     moe_metrics metrics; /* owned by the struct's owner */
@@ -143,6 +149,7 @@ typedef union wire_message {
     wire_failed failed;
     wire_plain plain;
     wire_outcome outcome;
+    wire_resize resize;
     wire_stats_reply stats_reply;
 } wire_message;
 

@@ -189,23 +189,21 @@ static int open_slices(xs_engine_state *e)
     return -rc;
 }
 
-/* Slices whose slots all have pages. 0 or the errno why the next one is not registered. */
+/* A slice is registered again, longer, when more of its slots have got pages: reads in flight keep
+ * what they began with. 0 or the errno why the next one is not registered. */
 static int register_slices(xs_engine_state *e, uint32_t n_made)
 {
     while (e->n_registered < n_made) {
-        uint32_t left = e->n_slots - e->n_registered;
-        uint32_t n = left < e->slots_per_slice ? left : e->slots_per_slice;
-        if (e->n_registered + n > n_made) {
-            break;
-        }
-        const struct iovec slice = {.iov_base = e->slots + e->n_registered * e->slot_bytes,
+        uint32_t index = e->n_registered / e->slots_per_slice;
+        uint32_t first = index * e->slots_per_slice;
+        uint32_t n = n_made - first < e->slots_per_slice ? n_made - first : e->slots_per_slice;
+        const struct iovec slice = {.iov_base = e->slots + first * e->slot_bytes,
                                     .iov_len = n * e->slot_bytes};
-        int rc = io_uring_register_buffers_update_tag(
-            &e->ring, e->n_registered / e->slots_per_slice, &slice, NULL, 1);
+        int rc = io_uring_register_buffers_update_tag(&e->ring, index, &slice, NULL, 1);
         if (rc != 1) {
             return rc < 0 ? -rc : EIO;
         }
-        e->n_registered += n;
+        e->n_registered = first + n;
     }
     return 0;
 }

@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/log.h"
+#include "expert-store/server/memory_budget.h"
 #include "expert-store/server/store_metrics.h"
 
 typedef struct origin { /* where a message came from, and so where its answer goes */
@@ -432,6 +433,19 @@ static moe_status on_evict(xs_store *s, const origin *from, moe_err *err)
     return MOE_OK;
 }
 
+static moe_status on_resize(xs_store *s, const origin *from, moe_err *err)
+{
+    char text[WIRE_MAX_TEXT];
+    moe_status st = check_running(s, err);
+    if (st == MOE_OK) {
+        st = xs_budget_raise(s, s->in.resize.text, text, err);
+    }
+    if (st == MOE_OK) {
+        reply_outcome(s, from, WIRE_DONE, MOE_OK, text);
+    }
+    return st;
+}
+
 static moe_status on_drain(xs_store *s, const origin *from, moe_err *err)
 {
     (void)err;
@@ -458,6 +472,7 @@ static const route routes[XS_N_KINDS] = {
     [WIRE_PIN] = {.admin = on_pin},
     [WIRE_EVICT] = {.admin = on_evict},
     [WIRE_DRAIN] = {.admin = on_drain},
+    [WIRE_RESIZE] = {.admin = on_resize},
 };
 
 static moe_status find_handler(const xs_store *s, xs_channel channel, handler *out, moe_err *err)

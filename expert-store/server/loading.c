@@ -187,7 +187,7 @@ void xs_loading_reverify(xs_store *s, int64_t now_ns)
         s->reverify_busy = false;
         judge(s, expert, slot, good, now_ns);
     }
-    while (!s->reverify_busy && s->reverify_next < s->limits.n_slots) {
+    while (!s->reverify_busy && s->reverify_next < s->regions.n_slots) {
         const xs_slot *next = xs_residency_slot(s->residency, s->reverify_next);
         if (next->state == XS_SLOT_READY && next->unverified) {
             xs_residency_hold(s->residency, s->reverify_next);

@@ -230,9 +230,8 @@ xs_limits xs_size_limits(const xs_limits_cfg *c)
     return l;
 }
 
-/* reusable: bytes that this start would take over or give back first. */
-static moe_status size_slots(const xs_regions_cfg *cfg, const xs_model *m, uint64_t reusable,
-                             uint32_t *out_n_slots, moe_err *err)
+moe_status xs_regions_size(const xs_regions_cfg *cfg, const xs_model *m, uint64_t reusable,
+                           uint32_t *out_n_budget, moe_err *err)
 {
     uint64_t shm = xs_free_shm();
     uint64_t ram = xs_available_ram();
@@ -246,7 +245,7 @@ static moe_status size_slots(const xs_regions_cfg *cfg, const xs_model *m, uint6
     if (!moe_add_u64(s.available_ram, reusable, &s.available_ram)) {
         s.available_ram = UINT64_MAX;
     }
-    return xs_size_slots(&s, out_n_slots, err);
+    return xs_size_slots(&s, out_n_budget, err);
 }
 
 /* ---- adopting ---- */
@@ -281,6 +280,46 @@ static moe_status check_existing(const xs_regions *r, const xs_model *m, moe_err
                       (unsigned long long)(m->slot_bytes * r->n_slots));
     }
     return st;
+}
+
+static bool table_is_locked(const char *prefix, uint32_t worker_id)
+{
+    char name[MOE_SHM_NAME_BYTES];
+    moe_shm_region table = MOE_SHM_REGION_NONE;
+    xs_lease_region_name(prefix, worker_id, name);
+    bool locked = moe_shm_open(name, true, &table, NULL) == MOE_OK &&
+                  flock(table.fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
+    moe_shm_close(&table); /* and the lock with it */
+    return locked;
+}
+
+static bool has_living_worker(const xs_regions *r)
+{
+    const moe_board_header *h = r->board.base;
+    for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
+        uint32_t id = atomic_load_explicit(&h->registry[p].worker_id, memory_order_acquire);
+        if (id != 0 && table_is_locked(r->prefix, id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Pages that a smaller budget has no use for, and those of an unfinished piece, are given back. */
+static moe_status fit_to_budget(xs_regions *r, const xs_model *m, moe_err *err)
+{
+    const moe_board_header *h = r->board.base;
+    uint32_t n_made = atomic_load_explicit(&h->n_made, memory_order_acquire);
+    if (n_made > r->n_budget) {
+        if (has_living_worker(r)) {
+            return MOE_FAIL(err, MOE_ERR_BUSY,
+                            "%u slots there, %u asked for, and a worker may copy from all of them",
+                            n_made, r->n_budget);
+        }
+        xs_board_shrink(r->board.base, r->n_budget);
+        n_made = r->n_budget;
+    }
+    return moe_shm_release(&r->slots, n_made * m->slot_bytes, r->slots.bytes, err);
 }
 
 /* Unlinks what begins with our prefix; how many there were. */
@@ -333,7 +372,8 @@ static moe_status create_board_and_slots(xs_regions *r, const xs_model *m, moe_e
 {
     char name[MOE_SHM_NAME_BYTES];
     region_name(r->prefix, "slots", name);
-    moe_status st = moe_shm_reserve(name, m->slot_bytes * r->n_slots, r->mode, &r->slots, err);
+    moe_status st = moe_shm_reserve(name, m->slot_bytes * r->n_slots, m->slot_bytes * r->n_budget,
+                                    r->mode, &r->slots, err);
     if (st != MOE_OK) {
         return st;
     }
@@ -371,12 +411,17 @@ static moe_status adopt(const xs_regions_cfg *cfg, const xs_model *m, xs_regions
 {
     moe_err why = {0};
     moe_status found = open_existing(r, &why);
-    moe_status st = size_slots(cfg, m, moe_shm_allocated(&r->slots), &r->n_slots, err);
+    moe_status st = xs_regions_size(cfg, m, moe_shm_allocated(&r->slots), &r->n_budget, err);
     if (st != MOE_OK) {
         return st;
     }
+    r->n_slots =
+        m->shape.n_experts_total < MOE_MAX_SLOTS ? m->shape.n_experts_total : MOE_MAX_SLOTS;
     if (found == MOE_OK) {
         found = check_existing(r, m, &why);
+    }
+    if (found == MOE_OK) {
+        found = fit_to_budget(r, m, &why);
     }
     r->adopted = found == MOE_OK;
     if (r->adopted) {

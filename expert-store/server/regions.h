@@ -6,6 +6,10 @@
  * At start:  lock --> names there? --check--> adopt
  *                        |              \--refused--> supersede, unlink --\
  *                        \--no--------------------------------------------> create
+ * The slots region has addresses for every expert, and pages for as many as the RAM budget buys: so
+ * a larger budget only adds pages, while the store serves (memory_budget.h) or at its next start. A
+ * smaller one gives pages back at the next start, unless a worker is there that may have registered
+ * them with its device: then adoption is refused.
  * At a stop: remove (default) or leave behind for the next start (--keep-memory, or a crash).
  * Threads: the main thread at start and stop.
  */
@@ -76,7 +80,8 @@ typedef struct xs_regions_cfg {
 typedef struct xs_regions {
     char prefix[XS_REGION_PREFIX_BYTES];
     moe_shm_region slots, dense, board;
-    uint32_t n_slots;
+    uint32_t n_slots;  /* of the slots region: one per expert */
+    uint32_t n_budget; /* that shall have pages: what ram_bytes buys */
     uint32_t mode;
     bool adopted;
     char refused[400]; /* why memory that was there was not adopted; "" */
@@ -86,6 +91,10 @@ typedef struct xs_regions {
     ((xs_regions){                                                                                 \
         .slots = MOE_SHM_REGION_NONE, .dense = MOE_SHM_REGION_NONE, .board = MOE_SHM_REGION_NONE})
 
+/* Slots that a setting buys on this machine, beside what reusable bytes are taken already; errors
+ * as xs_size_slots. */
+MOE_MUST_CHECK moe_status xs_regions_size(const xs_regions_cfg *cfg, const xs_model *m,
+                                          uint64_t reusable, uint32_t *out_n_budget, moe_err *err);
 /* Adopts or creates all three; a stale dense region is rebuilt. The instance lock is held. New
  * slots have no pages yet, adopted ones perhaps not all: the board says how many do. */
 MOE_MUST_CHECK moe_status xs_regions_open(const xs_regions_cfg *cfg, const xs_model *m,

@@ -133,6 +133,23 @@ moe_status xs_board_check(const void *board, uint64_t bytes, const xs_board_geom
     return st;
 }
 
+void xs_board_shrink(void *board, uint32_t n)
+{
+    moe_board_header *h = board;
+    _Atomic uint64_t *words = moe_board_words(board);
+    for (uint32_t x = 0; x < h->n_experts; x++) {
+        uint64_t w = atomic_load_explicit(&words[x], memory_order_acquire);
+        if (holds_slot(moe_board_word_state(w)) && moe_board_word_slot(w) >= n) {
+            atomic_store_explicit(&words[x],
+                                  moe_board_word(moe_board_word_generation(w), 0, MOE_BOARD_ABSENT),
+                                  memory_order_release);
+        }
+    }
+    if (n_made_of(board) > n) {
+        atomic_store_explicit(&h->n_made, n, memory_order_release);
+    }
+}
+
 void xs_board_supersede(void *board)
 {
     moe_board_header *h = board;
@@ -163,6 +180,7 @@ moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_residency **out, 
         goto fail;
     }
     xs_slot_pool_grow(r->pool, n_made_of(cfg->board));
+    xs_residency_set_budget(r, cfg->n_budget, cfg->max_pinned);
     st = xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_experts),
                             err);
     if (st != MOE_OK) {
@@ -196,10 +214,23 @@ void xs_residency_grow(xs_residency *r, uint32_t n_made)
     atomic_store_explicit(&h->n_made, n_made, memory_order_release);
 }
 
+void xs_residency_set_budget(xs_residency *r, uint32_t n_budget, uint32_t max_pinned)
+{
+    moe_board_header *h = r->cfg.board;
+    MOE_ASSERT(n_budget <= r->cfg.n_slots);
+    r->cfg.n_budget = n_budget;
+    r->cfg.max_pinned = max_pinned;
+    atomic_store_explicit(&h->n_budget, n_budget, memory_order_relaxed); /* read after n_made */
+}
+
+static uint32_t n_made(const xs_residency *r)
+{
+    return n_made_of(r->cfg.board);
+}
+
 bool xs_residency_waits_for_memory(const xs_residency *r)
 {
-    return xs_slot_pool_count(r->pool, XS_SLOT_FREE) == 0 &&
-           xs_slot_pool_count(r->pool, XS_SLOT_UNMADE) > 0;
+    return xs_slot_pool_count(r->pool, XS_SLOT_FREE) == 0 && n_made(r) < r->cfg.n_budget;
 }
 
 static uint64_t word_of(const xs_residency *r, uint32_t expert)
@@ -277,7 +308,7 @@ void xs_residency_adopt(xs_residency *r, int64_t now_ns)
         adopt_word(r, x, now_ns);
     }
     seed_popularity(r);
-    for (uint32_t s = 0; s < r->cfg.n_slots; s++) {
+    for (uint32_t s = 0; s < n_made(r); s++) {
         if (xs_slot_pool_at(r->pool, s)->state == XS_SLOT_FREE &&
             xs_lease_view_names_slot(r->cfg.leases, s)) {
             xs_slot_pool_condemn(r->pool, s);
@@ -300,9 +331,9 @@ static void note_uses(xs_residency *r, uint32_t expert, uint64_t n)
 /* Place = slot, so that SIEVE's hand keeps its meaning; what is no candidate counts as leased. */
 static void describe_slots(xs_residency *r, bool spare_predicted, int64_t now_ns)
 {
-    memset(r->leased, 0, r->cfg.n_slots * sizeof *r->leased);
-    (void)xs_lease_view_mark(r->cfg.leases, r->leased, r->cfg.n_slots); /* step 1 */
-    for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
+    memset(r->leased, 0, n_made(r) * sizeof *r->leased);
+    (void)xs_lease_view_mark(r->cfg.leases, r->leased, n_made(r)); /* step 1 */
+    for (uint32_t i = 0; i < n_made(r); i++) {
         const xs_slot *s = xs_slot_pool_at(r->pool, i);
         xs_candidate *c = &r->candidates[i];
         *c = (xs_candidate){.slot = i, .leased = true};
@@ -321,7 +352,7 @@ static void describe_slots(xs_residency *r, bool spare_predicted, int64_t now_ns
         c->visited = n > s->uses_at_sieve;
         note_uses(r, s->expert, n);
     }
-    for (uint32_t i = 0; i < r->cfg.n_slots; i++) { /* all at one moment: noting moves the clock */
+    for (uint32_t i = 0; i < n_made(r); i++) { /* all at one moment: noting moves the clock */
         r->candidates[i].uses = xs_popularity_get(&r->popularity, r->candidates[i].expert);
     }
 }
@@ -329,7 +360,7 @@ static void describe_slots(xs_residency *r, bool spare_predicted, int64_t now_ns
 /* SIEVE cleared the bits its hand passed: remember up to where uses are old news. */
 static void note_sieve(xs_residency *r)
 {
-    for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
+    for (uint32_t i = 0; i < n_made(r); i++) {
         xs_slot *s = xs_slot_pool_at(r->pool, i);
         if (s->state == XS_SLOT_READY && !r->candidates[i].visited) {
             uint64_t n = uses_only(r, s->expert);
@@ -373,9 +404,8 @@ static bool try_evict(xs_residency *r, uint32_t slot)
 static bool evict_one_of(xs_residency *r, bool spare_predicted, int64_t now_ns)
 {
     describe_slots(r, spare_predicted, now_ns);
-    for (uint32_t tries = 0; tries < r->cfg.n_slots; tries++) {
-        int64_t choice =
-            xs_evict_choose(r->cfg.policy, r->candidates, r->cfg.n_slots, &r->sieve_hand);
+    for (uint32_t tries = 0; tries < n_made(r); tries++) {
+        int64_t choice = xs_evict_choose(r->cfg.policy, r->candidates, n_made(r), &r->sieve_hand);
         if (choice < 0) {
             return false;
         }
@@ -471,7 +501,7 @@ uint32_t xs_residency_sweep(xs_residency *r)
     if (xs_slot_pool_count(r->pool, XS_SLOT_CONDEMNED) == 0) {
         return 0;
     }
-    for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
+    for (uint32_t i = 0; i < n_made(r); i++) {
         const xs_slot *s = xs_slot_pool_at(r->pool, i);
         if (s->state == XS_SLOT_CONDEMNED && s->n_holds == 0 &&
             !xs_lease_view_names_slot(r->cfg.leases, i)) {
@@ -506,8 +536,8 @@ uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state)
 
 const bool *xs_residency_mark_leased(xs_residency *r)
 {
-    memset(r->leased, 0, r->cfg.n_slots * sizeof *r->leased);
-    (void)xs_lease_view_mark(r->cfg.leases, r->leased, r->cfg.n_slots);
+    memset(r->leased, 0, n_made(r) * sizeof *r->leased);
+    (void)xs_lease_view_mark(r->cfg.leases, r->leased, n_made(r));
     return r->leased;
 }
 
@@ -515,7 +545,7 @@ uint32_t xs_residency_leased(xs_residency *r)
 {
     const bool *leased = xs_residency_mark_leased(r);
     uint32_t n = 0;
-    for (uint32_t i = 0; i < r->cfg.n_slots; i++) {
+    for (uint32_t i = 0; i < n_made(r); i++) {
         n += leased[i];
     }
     return n;

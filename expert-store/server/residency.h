@@ -41,12 +41,16 @@ void xs_board_format(void *board, const xs_board_geometry *g);
  * slots in range, and that no two experts share a slot. MOE_ERR_FORMAT says what is wrong. */
 MOE_MUST_CHECK moe_status xs_board_check(const void *board, uint64_t bytes,
                                          const xs_board_geometry *g, moe_err *err);
+/* Slots from n on go: their experts are ABSENT, the board says that n are made. Between stores, on
+ * a checked board that no living worker has mapped. */
+void xs_board_shrink(void *board, uint32_t n);
 /* Tells workers that this memory will never be served again. */
 void xs_board_supersede(void *board);
 
 typedef struct xs_residency_cfg {
     void *board; /* borrowed; formatted or checked */
     uint32_t n_experts, n_slots;
+    uint32_t n_budget; /* slots that there shall be, at most n_slots */
     xs_evict_policy policy;
     int64_t predict_keep_ns;
     uint32_t max_pinned;         /* experts that PIN may keep for ever */
@@ -71,6 +75,8 @@ void xs_residency_destroy(xs_residency *r); /* accepts NULL */
 /* The first n_made slots have pages now; says so on the board. Never fewer than the board says,
  * which is what a new object begins with. */
 void xs_residency_grow(xs_residency *r, uint32_t n_made);
+/* More slots shall be made than before, and more experts may be pinned; says so on the board. */
+void xs_residency_set_budget(xs_residency *r, uint32_t n_budget, uint32_t max_pinned);
 /* No slot is free, and more are being made. */
 bool xs_residency_waits_for_memory(const xs_residency *r);
 /* Once, before anything else, on a checked board with all lease tables in the view:

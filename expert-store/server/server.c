@@ -14,6 +14,7 @@
 #include "common/log.h"
 #include "expert-store/server/handlers.h"
 #include "expert-store/server/loading.h"
+#include "expert-store/server/memory_budget.h"
 #include "expert-store/server/store_state.h"
 
 enum {
@@ -69,11 +70,6 @@ static moe_status open_signals(xs_server *sv, moe_err *err)
                                        "cannot take signals through a signalfd");
 }
 
-static uint32_t region_mode(const xs_config *cfg)
-{
-    return cfg->allow_uid[0] != '\0' ? 0640 : 0600;
-}
-
 static uint32_t table_mode(const xs_config *cfg)
 {
     return cfg->allow_uid[0] != '\0' ? 0660 : 0600;
@@ -81,11 +77,7 @@ static uint32_t table_mode(const xs_config *cfg)
 
 static moe_status open_regions(xs_store *s, moe_err *err)
 {
-    const xs_regions_cfg cfg = {.endpoint_path = s->endpoint_path,
-                                .ram_bytes = s->cfg->ram_bytes,
-                                .max_workers = (uint32_t)s->cfg->max_workers,
-                                .leases_per_worker = s->cfg->leases_per_worker,
-                                .mode = region_mode(s->cfg)};
+    const xs_regions_cfg cfg = xs_budget_regions_cfg(s);
     moe_status st = xs_regions_open(&cfg, &s->model, &s->regions, err);
     if (st == MOE_OK) {
         s->remove_memory = !s->regions.adopted; /* if the start fails later on */
@@ -152,68 +144,10 @@ static moe_status open_memory(xs_store *s, int64_t now_ns, moe_err *err)
     return st == MOE_OK ? open_workers(s, err) : st;
 }
 
-static void log_not_pinned(const char *why)
-{
-    moe_log(MOE_LOG_WARN, "store", "not_pinned",
-            "reason=\"%s\" cost=\"slots may be swapped out; workers that cannot pin them copy "
-            "about 6 times slower\"",
-            why);
-}
-
-/* Only of slots this process made: what an adopted region consists of is not known. */
-static void log_memory_made(const xs_store *s)
-{
-    uint64_t bytes = s->regions.slots.bytes;
-    uint64_t huge_bytes = s->memory.huge_bytes;
-    moe_log(MOE_LOG_INFO, "store", "memory_made", "bytes=%llu huge_bytes=%llu ms=%lld",
-            (unsigned long long)bytes, (unsigned long long)huge_bytes,
-            (long long)(s->memory.took_ns / MOE_NS_PER_MS));
-    if (!s->regions.adopted && s->model.catalog != NULL && bytes - huge_bytes > bytes / 8) {
-        moe_log(MOE_LOG_WARN, "store", "small_pages",
-                "bytes=%llu huge_bytes=%llu cost=\"a drive may deliver half as much into 4 KiB "
-                "pages\"",
-                (unsigned long long)bytes, (unsigned long long)huge_bytes);
-    }
-}
-
-static void log_degraded_reads(const xs_store *s)
+void xs_log_degraded_reads(const xs_store *s)
 {
     moe_log(MOE_LOG_WARN, "store", "degraded_reads", "reason=\"%s\"",
             xs_reader_get_report(s->reader)->note);
-}
-
-/* What has been made since the last look is there to be used. */
-static void take_slots(xs_store *s)
-{
-    xs_slot_memory_report now;
-    if (s->memory.ended || !xs_slot_memory_look(s->slot_memory, &now)) {
-        return;
-    }
-    const bool was_registered = xs_reader_get_report(s->reader)->registered_buffers;
-    const bool was_not_pinned = s->memory.not_pinned[0] != '\0';
-    s->memory = now;
-    xs_residency_grow(s->residency, now.n_made);
-    if (!xs_reader_add_slots(s->reader, now.n_made) && was_registered) {
-        log_degraded_reads(s);
-    }
-    if (now.not_pinned[0] != '\0' && !was_not_pinned) {
-        log_not_pinned(now.not_pinned);
-    }
-    if (now.ended && now.failure.status == MOE_OK) {
-        log_memory_made(s);
-    }
-}
-
-static moe_status open_slot_memory(xs_store *s, moe_err *err)
-{
-    const xs_slot_memory_cfg cfg = {
-        .slots = &s->regions.slots,
-        .slot_bytes = s->model.slot_bytes,
-        .n_made = atomic_load_explicit(&xs_store_board(s)->n_made, memory_order_acquire),
-        .pin = s->cfg->pin,
-        .piece_bytes = s->cfg->test_memory_piece,
-        .pause_ns = (int64_t)s->cfg->test_memory_pause_ms * MOE_NS_PER_MS};
-    return xs_slot_memory_create(&cfg, &s->slot_memory, err);
 }
 
 static moe_status open_reader(xs_store *s, moe_err *err)
@@ -225,7 +159,7 @@ static moe_status open_reader(xs_store *s, moe_err *err)
                                .slots = s->regions.slots.base,
                                .slot_bytes = s->model.slot_bytes,
                                .n_slots = s->regions.n_slots,
-                               .n_made = 0, /* take_slots */
+                               .n_made = 0, /* xs_budget_take */
                                .engine = s->model.catalog != NULL ? (xs_engine)s->cfg->engine
                                                                   : XS_ENGINE_SYNTHETIC,
                                .direct = s->cfg->direct,
@@ -234,18 +168,6 @@ static moe_status open_reader(xs_store *s, moe_err *err)
                                .n_verify_threads = (uint32_t)s->cfg->verify_threads,
                                .lock_fd = s->lock_fd};
     return xs_reader_create(&cfg, &s->reader, err);
-}
-
-static void set_limits(xs_store *s)
-{
-    const xs_limits_cfg cfg = {.n_slots = s->regions.n_slots,
-                               .n_experts = s->model.shape.n_experts_total,
-                               .max_workers = (uint32_t)s->cfg->max_workers,
-                               .slot_bytes = s->model.slot_bytes,
-                               .leases_per_worker = s->cfg->leases_per_worker,
-                               .speculative_bytes = s->cfg->speculative_bytes,
-                               .reader_in_flight = xs_reader_max_in_flight(s->reader)};
-    s->limits = xs_size_limits(&cfg);
 }
 
 static moe_status open_recorder(xs_store *s, moe_err *err)
@@ -266,25 +188,16 @@ static moe_status open_recorder(xs_store *s, moe_err *err)
     return s->cfg->record_trace[0] != '\0' ? xs_recorder_create(&cfg, &s->recorder, err) : MOE_OK;
 }
 
-/* Pins must leave a slot for each worker and one to read into, unless every expert has its own. */
-static uint32_t max_pinned(const xs_store *s)
-{
-    uint32_t needed = (uint32_t)s->cfg->max_workers + 1;
-    if (s->limits.n_slots >= s->model.shape.n_experts_total) {
-        return s->limits.n_slots;
-    }
-    return s->limits.n_slots > needed ? s->limits.n_slots - needed : 0;
-}
-
 static moe_status open_residency(xs_store *s, int64_t now_ns, moe_err *err)
 {
     const xs_residency_cfg cfg = {.board = s->regions.board.base,
                                   .n_experts = s->model.shape.n_experts_total,
-                                  .n_slots = s->limits.n_slots,
+                                  .n_slots = s->regions.n_slots,
+                                  .n_budget = s->regions.n_budget,
                                   .policy = (xs_evict_policy)s->cfg->evict,
                                   .predict_keep_ns =
                                       (int64_t)s->cfg->predict_keep_ms * MOE_NS_PER_MS,
-                                  .max_pinned = max_pinned(s),
+                                  .max_pinned = xs_budget_max_pinned(s),
                                   .leases = &s->leases,
                                   .recorder = s->recorder,
                                   .kill = &s->kill};
@@ -360,12 +273,12 @@ static moe_status start(xs_server *sv, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    st = open_slot_memory(s, err);
+    st = xs_budget_open(s, err);
     if (st == MOE_OK) {
         st = open_reader(s, err);
     }
     if (st == MOE_OK) {
-        set_limits(s);
+        xs_budget_set_limits(s);
         st = open_recorder(s, err);
     }
     if (st == MOE_OK) {
@@ -373,9 +286,9 @@ static moe_status start(xs_server *sv, moe_err *err)
     }
     if (st == MOE_OK) {
         if (xs_reader_get_report(s->reader)->note[0] != '\0') {
-            log_degraded_reads(s);
+            xs_log_degraded_reads(s);
         }
-        take_slots(s);
+        xs_budget_take(s);
         st = bind_sockets(s, err);
     }
     return st;
@@ -536,7 +449,7 @@ static bool turn(xs_server *sv)
     busy |= take_messages(s, s->admin, XS_CHANNEL_ADMIN);
     take_signals(sv);
     int64_t now_ns = moe_now_ns();
-    take_slots(s);
+    xs_budget_take(s);
     busy |= xs_loading_harvest(s, now_ns);
     xs_loading_reverify(s, now_ns);
     tick(sv, now_ns);

@@ -19,8 +19,7 @@ enum {
 struct xs_slot_memory {
     xs_slot_memory_cfg cfg;
     uint64_t made_bytes; /* of adopted slots */
-    int64_t begin_ns;
-    int fd; /* eventfd, owned; -1 */
+    int fd;              /* eventfd, owned; -1 */
     bool has_thread;
     pthread_t thread;
     uint64_t done; /* bytes that are made and locked; the thread's */
@@ -28,6 +27,8 @@ struct xs_slot_memory {
     moe_cond changed;
     bool stop; /* guarded by mu, like all below */
     bool news;
+    uint64_t wanted; /* bytes */
+    int64_t begin_ns;
     xs_slot_memory_report report;
 };
 
@@ -44,11 +45,11 @@ static uint32_t n_slots_in(const xs_slot_memory *m, uint64_t bytes)
     return (uint32_t)(most / m->cfg.slot_bytes);
 }
 
-/* The piece after `done`: pages, lock, news. */
-static moe_status make_piece(xs_slot_memory *m, moe_err *err)
+/* The piece after `done`, of what is wanted: pages, lock, news. */
+static moe_status make_piece(xs_slot_memory *m, uint64_t wanted, moe_err *err)
 {
-    uint64_t left = m->cfg.slots->bytes - m->done;
-    uint64_t end = m->done + (left < m->cfg.piece_bytes ? left : m->cfg.piece_bytes);
+    uint64_t piece_end = (m->done / m->cfg.piece_bytes + 1) * m->cfg.piece_bytes;
+    uint64_t end = wanted < piece_end ? wanted : piece_end;
     uint64_t from = m->done > m->made_bytes ? m->done : m->made_bytes;
     moe_err why = {0};
     moe_status st = from < end ? moe_shm_populate(m->cfg.slots, from, end, err) : MOE_OK;
@@ -66,7 +67,7 @@ static moe_status make_piece(xs_slot_memory *m, moe_err *err)
     } else if (err != NULL) {
         r->failure = *err;
     }
-    r->ended = st != MOE_OK || end == m->cfg.slots->bytes;
+    r->ended = st != MOE_OK || end == m->wanted;
     r->took_ns = moe_now_ns() - m->begin_ns;
     m->news = true;
     moe_mutex_unlock(&m->mu);
@@ -74,13 +75,18 @@ static moe_status make_piece(xs_slot_memory *m, moe_err *err)
     return st;
 }
 
-static bool goes_on(xs_slot_memory *m)
+/* Waits until there is something to make. False: the end. */
+static bool goes_on(xs_slot_memory *m, uint64_t *out_wanted)
 {
     moe_mutex_lock(&m->mu);
     int64_t until_ns = moe_now_ns() + m->cfg.pause_ns;
     while (m->cfg.pause_ns > 0 && !m->stop && moe_cond_wait_until(&m->changed, &m->mu, until_ns)) {
     }
-    bool on = !m->stop && !m->report.ended;
+    while (!m->stop && m->report.ended) {
+        moe_cond_wait(&m->changed, &m->mu);
+    }
+    bool on = !m->stop;
+    *out_wanted = m->wanted;
     moe_mutex_unlock(&m->mu);
     return on;
 }
@@ -88,9 +94,11 @@ static bool goes_on(xs_slot_memory *m)
 static void *run(void *arg)
 {
     xs_slot_memory *m = arg;
-    moe_err err = {0};
+    uint64_t wanted = 0;
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), NICENESS); /* of this thread only, on Linux */
-    while (goes_on(m) && make_piece(m, &err) == MOE_OK) {
+    while (goes_on(m, &wanted)) {
+        moe_err err = {0};
+        (void)make_piece(m, wanted, &err); /* the report says it */
     }
     return NULL;
 }
@@ -113,6 +121,7 @@ moe_status xs_slot_memory_create(const xs_slot_memory_cfg *cfg, xs_slot_memory *
     m->cfg = *cfg;
     m->cfg.piece_bytes = cfg->piece_bytes > 0 ? cfg->piece_bytes : PIECE_BYTES;
     m->made_bytes = cfg->n_made * cfg->slot_bytes;
+    m->wanted = cfg->n_wanted * cfg->slot_bytes;
     m->begin_ns = moe_now_ns();
     moe_mutex_init(&m->mu);
     moe_cond_init(&m->changed);
@@ -123,9 +132,9 @@ moe_status xs_slot_memory_create(const xs_slot_memory_cfg *cfg, xs_slot_memory *
         st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot make an eventfd");
     }
     if (st == MOE_OK) {
-        st = make_piece(m, err);
+        st = make_piece(m, m->wanted, err);
     }
-    if (st == MOE_OK && !m->report.ended) {
+    if (st == MOE_OK) {
         st = start_thread(m, err);
     }
     if (st != MOE_OK) {
@@ -154,6 +163,18 @@ void xs_slot_memory_destroy(xs_slot_memory *m)
     moe_cond_fini(&m->changed);
     moe_mutex_fini(&m->mu);
     free(m);
+}
+
+void xs_slot_memory_grow(xs_slot_memory *m, uint32_t n_wanted)
+{
+    moe_mutex_lock(&m->mu);
+    MOE_ASSERT(n_wanted >= m->report.n_made);
+    m->wanted = n_wanted * m->cfg.slot_bytes;
+    m->begin_ns = m->report.ended ? moe_now_ns() : m->begin_ns;
+    m->report.failure = (moe_err){0};
+    m->report.ended = m->done == m->wanted;
+    moe_cond_signal(&m->changed);
+    moe_mutex_unlock(&m->mu);
 }
 
 int xs_slot_memory_fd(const xs_slot_memory *m)

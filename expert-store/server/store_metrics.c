@@ -100,11 +100,12 @@ static void add_slots(const list *l, const xs_store *s)
     static const struct {
         xs_slot_state state;
         const char *text;
-    } states[] = {{XS_SLOT_UNMADE, "unmade"},
-                  {XS_SLOT_FREE, "free"},
+    } states[] = {{XS_SLOT_FREE, "free"},
                   {XS_SLOT_LOADING, "loading"},
                   {XS_SLOT_READY, "ready"},
                   {XS_SLOT_CONDEMNED, "condemned"}};
+    labelled(l, MOE_METRIC_GAUGE, name, help, s->regions.n_budget - s->memory.n_made, "state",
+             "unmade");
     for (size_t i = 0; i < sizeof states / sizeof states[0]; i++) {
         labelled(l, MOE_METRIC_GAUGE, name, help, xs_residency_count(s->residency, states[i].state),
                  "state", states[i].text);

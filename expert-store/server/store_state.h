@@ -24,7 +24,7 @@
 #include "proto/messages.h"
 #include "proto/socket.h"
 
-enum { XS_N_KINDS = WIRE_ERROR + 1 };
+enum { XS_N_KINDS = WIRE_RESIZE + 1 };
 
 /* One line of a kind per second at most; the rest is counted and said with the next one. */
 typedef struct xs_log_limit {
@@ -33,6 +33,10 @@ typedef struct xs_log_limit {
 } xs_log_limit;
 /* True: log now, and *out_suppressed lines were not. */
 bool xs_log_limit_pass(xs_log_limit *l, int64_t now_ns, uint64_t *out_suppressed);
+
+typedef struct xs_store xs_store;
+/* Once for each way in which reads are not what was asked for. */
+void xs_log_degraded_reads(const xs_store *s);
 
 typedef struct xs_store_counters {
     uint64_t requests[XS_N_KINDS]; /* well-formed messages by kind */
@@ -49,7 +53,7 @@ typedef struct xs_store_counters {
     moe_histogram want_latency; /* WANT to READY, experts that were not there */
 } xs_store_counters;
 
-typedef struct xs_store {
+struct xs_store {
     const xs_config *cfg; /* borrowed */
     xs_model model;
     char endpoint_path[512];
@@ -58,6 +62,7 @@ typedef struct xs_store {
     bool remove_memory;           /* at the end: unlink all regions */
     xs_slot_memory *slot_memory;  /* owned; it fills regions.slots */
     xs_slot_memory_report memory; /* its latest news that was acted on */
+    uint32_t n_promised;          /* slots that the start was asked for: with fewer, it fails */
     xs_limits limits;
     xs_kill_switch kill;
 
@@ -86,7 +91,7 @@ typedef struct xs_store {
     xs_store_counters counters;
     xs_log_limit bad_message_log, read_failure_log, adopted_bad_log;
     wire_message in, out; /* scratch of the message at hand; large */
-} xs_store;
+};
 
 static inline moe_board_header *xs_store_board(const xs_store *s)
 {

@@ -22,7 +22,7 @@ typedef struct stat_config {
     char endpoint[MOE_CFG_STR_BYTES];
     bool watch, json, prometheus, per_block, color, drain;
     char prefetch[MOE_CFG_STR_BYTES], pin[MOE_CFG_STR_BYTES], unpin[MOE_CFG_STR_BYTES],
-        evict[MOE_CFG_STR_BYTES];
+        evict[MOE_CFG_STR_BYTES], ram_bytes[MOE_CFG_STR_BYTES];
 } stat_config;
 
 #define ROW(field, type, dflt, help) MOE_ROW(stat_config, field, type, 0, 0, dflt, help)
@@ -38,6 +38,7 @@ static const moe_config_row rows[] = {
     ROW(pin, MOE_CFG_STR, "", "never evict these experts"),
     ROW(unpin, MOE_CFG_STR, "", "take --pin back"),
     ROW(evict, MOE_CFG_STR, "", "take these experts out of memory"),
+    ROW(ram_bytes, MOE_CFG_STR, "", "give the store more memory, while it serves: 16GiB, 25%, all"),
     ROW(drain, MOE_CFG_BOOL, "false", "let the store finish what it is doing and stop"),
 };
 
@@ -222,18 +223,24 @@ static moe_status give_list(const stat_config *cfg, xs_stat_client *client, cons
 
 static moe_status give_orders(const stat_config *cfg, xs_stat_client *client, moe_err *err)
 {
+    char text[WIRE_MAX_TEXT];
     const order orders[] = {{WIRE_EVICT, 0, cfg->evict},
                             {WIRE_PIN, 0, cfg->unpin},
                             {WIRE_PIN, 1, cfg->pin},
                             {WIRE_PREFETCH, 0, cfg->prefetch}};
     moe_status st = MOE_OK;
+    if (cfg->ram_bytes[0] != '\0') {
+        st = xs_stat_resize(client, cfg->ram_bytes, text, err);
+        if (st == MOE_OK) {
+            printf("%s\n", text);
+        }
+    }
     for (size_t i = 0; i < sizeof orders / sizeof orders[0] && st == MOE_OK; i++) {
         if (orders[i].list[0] != '\0') {
             st = give_list(cfg, client, &orders[i], err);
         }
     }
     if (st == MOE_OK && cfg->drain) {
-        char text[WIRE_MAX_TEXT];
         st = xs_stat_order(client, WIRE_DRAIN, 0, NULL, 0, text, err);
         if (st == MOE_OK) {
             printf("%s\n", text);
@@ -247,7 +254,7 @@ static moe_status give_orders(const stat_config *cfg, xs_stat_client *client, mo
 static bool has_orders(const stat_config *cfg)
 {
     return cfg->drain || cfg->prefetch[0] != '\0' || cfg->pin[0] != '\0' || cfg->unpin[0] != '\0' ||
-           cfg->evict[0] != '\0';
+           cfg->evict[0] != '\0' || cfg->ram_bytes[0] != '\0';
 }
 
 static moe_status check(stat_config *cfg, const char *period, double *out_period_s, moe_err *err)

@@ -93,6 +93,25 @@ moe_status xs_stat_fetch(xs_stat_client *c, uint32_t flags, moe_metrics *out_met
     return st;
 }
 
+/* What DONE says, as text or as an error. */
+static moe_status order(xs_stat_client *c, char *out_text, moe_err *err)
+{
+    moe_status st = ask(c, WIRE_DONE, err);
+    if (st != MOE_OK) {
+        return st;
+    }
+    snprintf(out_text, WIRE_MAX_TEXT, "%s", c->answer.outcome.text);
+    st = (moe_status)c->answer.outcome.status;
+    return st == MOE_OK ? st : MOE_FAIL(err, st, "%s", out_text);
+}
+
+moe_status xs_stat_resize(xs_stat_client *c, const char *ram_bytes, char *out_text, moe_err *err)
+{
+    c->question.resize.h = (wire_header){.kind = WIRE_RESIZE};
+    snprintf(c->question.resize.text, sizeof c->question.resize.text, "%s", ram_bytes);
+    return order(c, out_text, err);
+}
+
 moe_status xs_stat_order(xs_stat_client *c, wire_kind kind, uint32_t pin, const uint32_t *experts,
                          uint32_t n, char *out_text, moe_err *err)
 {
@@ -105,11 +124,5 @@ moe_status xs_stat_order(xs_stat_client *c, wire_kind kind, uint32_t pin, const 
         c->question.experts.n = n;
         memcpy(c->question.experts.experts, experts, n * sizeof *experts);
     }
-    moe_status st = ask(c, WIRE_DONE, err);
-    if (st != MOE_OK) {
-        return st;
-    }
-    snprintf(out_text, WIRE_MAX_TEXT, "%s", c->answer.outcome.text);
-    st = (moe_status)c->answer.outcome.status;
-    return st == MOE_OK ? st : MOE_FAIL(err, st, "%s", out_text);
+    return order(c, out_text, err);
 }

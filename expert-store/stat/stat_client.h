@@ -26,6 +26,9 @@ void xs_stat_close(xs_stat_client *c); /* accepts a zeroed one */
  * store answers. */
 MOE_MUST_CHECK moe_status xs_stat_fetch(xs_stat_client *c, uint32_t flags, moe_metrics *out_metrics,
                                         moe_err *err);
+/* More memory for the store: ram_bytes as its setting; out_text as below. */
+MOE_MUST_CHECK moe_status xs_stat_resize(xs_stat_client *c, const char *ram_bytes, char *out_text,
+                                         moe_err *err);
 /* PREFETCH, PIN (pin = 1 or 0) or EVICT with n <= WIRE_MAX_EXPERTS, or DRAIN with n = 0. The
  * store's own words in out_text (WIRE_MAX_TEXT); its refusal is the returned status. */
 MOE_MUST_CHECK moe_status xs_stat_order(xs_stat_client *c, wire_kind kind, uint32_t pin,

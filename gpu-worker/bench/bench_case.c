@@ -518,7 +518,7 @@ static moe_status measure_ceilings(bench *b, moe_err *err)
     const gw_link_source link = {.src = gw_store_client_slots(b->session->client, &bytes),
                                  .stride_bytes = w->slot_bytes,
                                  .block_bytes = w->expert_bytes,
-                                 .n_blocks = w->n_slots};
+                                 .n_blocks = gw_store_client_n_made(b->session->client)};
     return gw_ceilings_measure(b->c->engine.ops, b->c->engine.device, &link, &b->r->ceilings, err);
 }
 

@@ -36,9 +36,9 @@ void gw_slot_pins_fini(gw_slot_pins *p)
 
 bool gw_slot_pins_cover(gw_slot_pins *p, uint32_t slot)
 {
-    if (slot >= p->n_pinned && !gw_slot_pins_has_failed(p)) {
+    if (slot >= p->n_pinned && p->n_ranges < GW_MAX_PINNED_RANGES && !gw_slot_pins_has_failed(p)) {
         uint32_t n_made = gw_store_client_n_made(p->client);
-        bool all = n_made == gw_store_client_welcome(p->client)->n_slots;
+        bool all = gw_store_client_is_made(p->client);
         if (n_made > slot && (all || n_made >= 2 * (uint64_t)p->n_pinned)) {
             pin_up_to(p, n_made);
         }

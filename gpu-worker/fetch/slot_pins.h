@@ -1,11 +1,11 @@
 /* slot_pins.h - registers the store's slots with the device, as far as the store has made them.
  *
- * A new store makes its memory while it serves (proto/board.h, n_made). What is there when a worker
+ * A store makes memory while it serves (proto/board.h, n_made). What is there when a worker
  * connects is registered at once, the rest when a copy first needs it: all that is made by then, if
- * that at least doubles what is registered or is all there is. So few calls cover any memory, and a
- * copy that comes between is pageable, several times slower, and counted. One call takes about 60
- * ms per GiB (deploy/bench.md) of the calling thread.
- * Threads: init and fini from the owner, cover from the fetch thread in between; has_failed: any.
+ * that at least doubles what is registered or is all there shall be. So few calls cover any memory,
+ * and a copy that comes between is pageable, several times slower, and counted. One call takes
+ * about 60 ms per GiB (deploy/bench.md) of the calling thread. Threads: init and fini from the
+ * owner, cover from the fetch thread in between; has_failed: any.
  */
 #ifndef GW_SLOT_PINS_H
 #define GW_SLOT_PINS_H
@@ -17,7 +17,7 @@
 #include "gpu-worker/fetch/store_client.h"
 #include "kernels/ops.h"
 
-enum { GW_MAX_PINNED_RANGES = 32 }; /* each but the last doubles what is there */
+enum { GW_MAX_PINNED_RANGES = 64 }; /* each doubles what is there, or ends a budget; then no more */
 
 typedef struct gw_slot_pins {
     const krn_ops *ops; /* borrowed, like all pointers here */

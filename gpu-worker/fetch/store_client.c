@@ -208,8 +208,8 @@ static void on_welcome_again(gw_store_client *c, const wire_welcome *w, int64_t 
     if (memcmp(w->store_uuid, mine->store_uuid, sizeof w->store_uuid) != 0) {
         lose(c, "another packing");
     } else if (w->worker_id != mine->worker_id || w->lease_capacity != mine->lease_capacity ||
-               w->slot_bytes != mine->slot_bytes || w->n_slots != mine->n_slots ||
-               w->n_experts != mine->n_experts || w->expert_bytes != mine->expert_bytes) {
+               w->slot_bytes != mine->slot_bytes || w->n_experts != mine->n_experts ||
+               w->expert_bytes != mine->expert_bytes) {
         lose(c, "another worker place or geometry");
     } else if (!gw_store_map_is_current(&c->map, w)) {
         lose(c, "its regions were made anew");
@@ -388,10 +388,10 @@ moe_status gw_store_client_lease(gw_store_client *c, uint32_t expert, gw_lease *
                    : MOE_FAIL(err, MOE_ERR_AGAIN, "expert %u is not resident", expert);
     }
     uint32_t slot = moe_board_word_slot(word);
-    if (slot >= c->welcome.n_slots) {
+    if (slot >= c->map.n_slots) {
         moe_lease_release(lease);
         return MOE_FAIL(err, MOE_ERR_CORRUPT, "the board puts expert %u into slot %u of %u", expert,
-                        slot, c->welcome.n_slots);
+                        slot, c->map.n_slots);
     }
     c->n_free--;
     if (c->want[expert] != WANT_NONE) {
@@ -573,7 +573,7 @@ const moe_dense_entry *gw_store_client_dense(const gw_store_client *c, const cha
 
 const void *gw_store_client_slots(const gw_store_client *c, uint64_t *out_bytes)
 {
-    *out_bytes = (uint64_t)c->welcome.n_slots * c->welcome.slot_bytes;
+    *out_bytes = c->map.n_slots * c->welcome.slot_bytes;
     return c->map.slots.base;
 }
 
@@ -582,7 +582,14 @@ uint32_t gw_store_client_n_made(const gw_store_client *c)
     const moe_board_header *h = c->map.board.base;
     /* acquire: pairs with the store's release, after the pages. The bound: whatever a board says */
     uint32_t n = atomic_load_explicit(&h->n_made, memory_order_acquire);
-    return n < c->welcome.n_slots ? n : c->welcome.n_slots;
+    return n < c->map.n_slots ? n : c->map.n_slots;
+}
+
+bool gw_store_client_is_made(const gw_store_client *c)
+{
+    const moe_board_header *h = c->map.board.base;
+    return gw_store_client_n_made(c) >=
+           atomic_load_explicit(&h->n_budget, memory_order_relaxed); /* after n_made */
 }
 
 moe_worker_counters *gw_store_client_counters(const gw_store_client *c)

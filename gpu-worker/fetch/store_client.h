@@ -44,6 +44,8 @@ const moe_dense_entry *gw_store_client_dense(const gw_store_client *c, const cha
 const void *gw_store_client_slots(const gw_store_client *c, uint64_t *out_bytes);
 /* Slots that have pages by now, the first ones: no other may be touched. Any thread. */
 uint32_t gw_store_client_n_made(const gw_store_client *c);
+/* All that the store means to make, so far, has pages. */
+bool gw_store_client_is_made(const gw_store_client *c);
 moe_worker_counters *gw_store_client_counters(const gw_store_client *c);
 moe_block_counters *gw_store_client_block_counters(const gw_store_client *c, uint32_t flat_block);
 

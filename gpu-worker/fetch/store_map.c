@@ -73,17 +73,17 @@ static moe_status check_board(const gw_store_map *m, const wire_welcome *w, moe_
         return fail_header(&m->board, "size, magic or layout", err);
     }
     if (memcmp(h->store_uuid, w->store_uuid, sizeof h->store_uuid) != 0 ||
-        h->n_experts != w->n_experts || h->n_slots != w->n_slots ||
-        h->slot_bytes != w->slot_bytes) {
+        h->n_experts != w->n_experts || h->n_slots < w->n_slots || h->slot_bytes != w->slot_bytes) {
         return fail_header(&m->board, "store UUID, experts or slots", err);
     }
     return MOE_OK;
 }
 
-static moe_status check_slots(const gw_store_map *m, const wire_welcome *w, moe_err *err)
+static moe_status check_slots(gw_store_map *m, const wire_welcome *w, moe_err *err)
 {
-    if (w->n_slots == 0 || w->n_slots > MOE_MAX_SLOTS || w->expert_bytes == 0 ||
-        w->expert_bytes > w->slot_bytes || m->slots.bytes / w->slot_bytes < w->n_slots) {
+    m->n_slots = ((const moe_board_header *)m->board.base)->n_slots;
+    if (w->n_slots == 0 || m->n_slots > MOE_MAX_SLOTS || w->expert_bytes == 0 ||
+        w->expert_bytes > w->slot_bytes || m->slots.bytes / w->slot_bytes < m->n_slots) {
         return fail_header(&m->slots, "slot count or size", err);
     }
     return MOE_OK;

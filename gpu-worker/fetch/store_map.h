@@ -15,11 +15,12 @@
 typedef struct gw_store_map {
     moe_shm_region slots, dense, board; /* owned, read-only */
     moe_shm_region leases;              /* owned, read-write, flocked: that is our liveness */
+    uint32_t n_slots;                   /* of the slots region, as checked */
 } gw_store_map;
 
 #define GW_STORE_MAP_NONE                                                                          \
     ((gw_store_map){MOE_SHM_REGION_NONE, MOE_SHM_REGION_NONE, MOE_SHM_REGION_NONE,                 \
-                    MOE_SHM_REGION_NONE})
+                    MOE_SHM_REGION_NONE, 0})
 
 /* Maps what the WELCOME announces, checks every header against it and against the config.json in
  * the dense region, and locks the lease table. MOE_ERR_FORMAT and MOE_ERR_BUSY name the region. */

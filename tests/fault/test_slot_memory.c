@@ -48,7 +48,7 @@ static int setup(void **state)
     snprintf(name, sizeof name, "/pregate-test-memory-%ld", (long)getpid());
     fallocates_until_full = locks_until_limit = -1;
     n_locked_pages = 0;
-    assert_int_equal(MOE_OK, moe_shm_reserve(name, N_SLOTS * SLOT, 0600, &slots, NULL));
+    assert_int_equal(MOE_OK, moe_shm_reserve(name, N_SLOTS * SLOT, 0, 0600, &slots, NULL));
     moe_shm_unlink(name);
     assert_int_equal(0, moe_shm_allocated(&slots));
     return 0;
@@ -63,8 +63,12 @@ static int teardown(void **state)
 
 static xs_slot_memory_cfg config(uint32_t n_made)
 {
-    return (xs_slot_memory_cfg){
-        .slots = &slots, .slot_bytes = SLOT, .n_made = n_made, .pin = true, .piece_bytes = PIECE};
+    return (xs_slot_memory_cfg){.slots = &slots,
+                                .slot_bytes = SLOT,
+                                .n_made = n_made,
+                                .n_wanted = N_SLOTS,
+                                .pin = true,
+                                .piece_bytes = PIECE};
 }
 
 static xs_slot_memory *make(const xs_slot_memory_cfg *cfg)
@@ -147,6 +151,34 @@ static void memory_that_ends_early_is_said_with_what_is_there(void **state)
     xs_slot_memory_destroy(m);
 }
 
+static void more_slots_are_made_when_more_are_wanted(void **state)
+{
+    (void)state;
+    xs_slot_memory_cfg cfg = config(0);
+    cfg.n_wanted = 4;
+    xs_slot_memory *m = make(&cfg);
+    xs_slot_memory_report r = wait_for_end(m);
+    assert_int_equal(4, r.n_made);
+    assert_int_equal(4 * SLOT, moe_shm_allocated(&slots));
+    xs_slot_memory_grow(m, 7);
+    r = wait_for_end(m);
+    assert_int_equal(7, r.n_made);
+    assert_int_equal(7 * SLOT, moe_shm_allocated(&slots));
+    assert_int_equal(7 * SLOT / 4096, n_locked_pages);
+    fallocates_until_full = 1;
+    xs_slot_memory_grow(m, N_SLOTS);
+    r = wait_for_end(m);
+    assert_int_equal(MOE_ERR_NO_SPACE, r.failure.status);
+    assert_true(r.n_made >= 7 && r.n_made < N_SLOTS);
+    fallocates_until_full = -1;
+    xs_slot_memory_grow(m, N_SLOTS); /* now there is room */
+    r = wait_for_end(m);
+    assert_int_equal(MOE_OK, r.failure.status);
+    assert_int_equal(N_SLOTS, r.n_made);
+    assert_int_equal(N_SLOTS * SLOT / 4096, n_locked_pages);
+    xs_slot_memory_destroy(m);
+}
+
 static void without_a_first_piece_there_is_nothing(void **state)
 {
     (void)state;
@@ -182,6 +214,7 @@ int main(void)
         TEST(the_first_piece_is_there_at_once_and_the_rest_may_stay_away),
         TEST(adopted_slots_are_locked_and_only_missing_ones_made),
         TEST(memory_that_ends_early_is_said_with_what_is_there),
+        TEST(more_slots_are_made_when_more_are_wanted),
         TEST(without_a_first_piece_there_is_nothing),
         TEST(a_lock_limit_is_said_once_and_slots_come_all_the_same),
     };

@@ -770,13 +770,96 @@ static void adopted_bytes_are_hashed_again_and_bad_ones_thrown_out(void **state)
     touch_all(f, &f->a, 1);
 }
 
+/* A larger budget adds pages to what is there, whoever reads it. */
+static void adopted_memory_grows_with_a_larger_budget(void **state)
+{
+    fixture *f = *state;
+    store_rig_start(&f->rig, tight);
+    rig_client_join(&f->a, f->rig.endpoint);
+    const void *mine = rig_client_lease(&f->a, 0, 3);
+    restart_after_kill(f, roomy);
+    assert_int_equal(0, store_rig_log_count(&f->rig, "memory_not_adopted"));
+    rig_client_hello(&f->a, f->a.welcome.worker_id);
+    assert_int_equal(2, f->a.welcome.h.boot);
+    assert_int_equal(N_EXPERTS, f->a.welcome.n_slots);
+    touch_all(f, &f->a, 1);
+    assert_true(is_expert(f, 3, mine));
+    rig_client_await_metric(&f->a, "pregate_store_slots", "state=\"ready\"", N_EXPERTS);
+    assert_true(rig_client_metric(&f->a, "pregate_store_evictions_total", NULL) == 0);
+    assert_true(rig_client_metric(&f->a, "pregate_store_loads_total", "class=\"demand\"") ==
+                N_EXPERTS - 1);
+}
+
+static void adopted_memory_shrinks_to_a_smaller_budget_once_no_worker_is_left(void **state)
+{
+    fixture *f = *state;
+    store_rig_start(&f->rig, roomy);
+    rig_client_join(&f->a, f->rig.endpoint);
+    touch_all(f, &f->a, 0);
+    rig_client_close(&f->a);
+    restart_after_kill(f, tight);
+    assert_int_equal(0, store_rig_log_count(&f->rig, "memory_not_adopted"));
+    rig_client_join(&f->a, f->rig.endpoint);
+    assert_int_equal(2, f->a.welcome.h.boot);
+    assert_int_equal(5, f->a.welcome.n_slots);
+    assert_int_equal(5 * SLOT_BYTES, moe_shm_allocated(&f->a.slots));
+    assert_true(rig_client_metric(&f->a, "pregate_store_adopted_slots", NULL) == 5);
+    touch_all(f, &f->a, 0);
+    rig_client_await_metric(&f->a, "pregate_store_reverify_failures_total", NULL, 0);
+}
+
+static void more_memory_comes_while_the_store_serves(void **state)
+{
+    fixture *f = *state;
+    char admin[160];
+    static rig_client op;
+    static const struct {
+        const char *text;
+        moe_status status;
+        const char *says;
+    } refused[] = {{"16384", MOE_ERR_LIMIT, "the minimum for"},
+                   {"plenty", MOE_ERR_INVALID, "expected a size"},
+                   {"40960", MOE_ERR_LIMIT, "stop the workers, then start"}};
+    store_rig_start(&f->rig, tight);
+    rig_client_join(&f->a, f->rig.endpoint);
+    snprintf(admin, sizeof admin, "%s.admin", f->rig.endpoint);
+    rig_client_open(&op, admin);
+    rig_client_ping(&op);
+    const void *mine = rig_client_lease(&f->a, 0, 3);
+    op.out.resize = (wire_resize){.h.kind = WIRE_RESIZE, .text = "65536"};
+    rig_client_send(&op);
+    rig_client_expect(&op, WIRE_DONE);
+    assert_non_null(strstr(op.in.outcome.text, "8 slots"));
+    rig_client_await_metric(&f->a, "pregate_store_slots_max", NULL, 8);
+    rig_client_await_metric(&f->a, "pregate_store_slots", "state=\"unmade\"", 0);
+    touch_all(f, &f->a, 1);
+    rig_client_await_metric(&f->a, "pregate_store_slots", "state=\"ready\"", 8);
+    for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++) {
+        snprintf(op.out.resize.text, sizeof op.out.resize.text, "%s", refused[i].text);
+        rig_client_send(&op);
+        rig_client_expect_error(&op, refused[i].status, refused[i].says);
+    }
+    snprintf(op.out.resize.text, sizeof op.out.resize.text, "all");
+    rig_client_send(&op);
+    rig_client_expect(&op, WIRE_DONE);
+    touch_all(f, &f->a, 1);
+    rig_client_await_metric(&f->a, "pregate_store_slots", "state=\"ready\"", N_EXPERTS);
+    assert_true(is_expert(f, 3, mine));
+    rig_client_join(&f->b,
+                    f->rig.endpoint); /* the second worker of two gets what larger memory allows */
+    assert_true(f->b.welcome.lease_capacity > f->a.welcome.lease_capacity);
+    assert_int_equal(N_EXPERTS, f->b.welcome.n_slots);
+    rig_client_close(&op);
+}
+
 static void memory_of_another_size_or_model_is_superseded(void **state)
 {
     fixture *f = *state;
     const char *const other_seed[] = {"--synthetic", "switch-tiny", "--seed", "8", NULL};
-    store_rig_start(&f->rig, tight);
+    store_rig_start(&f->rig, roomy);
     rig_client_join(&f->a, f->rig.endpoint);
-    restart_after_kill(f, roomy);
+    restart_after_kill(f, tight); /* smaller, and a worker may have registered all of it */
+    assert_int_equal(1, store_rig_log_count(&f->rig, "a worker may copy from all of them"));
     const moe_board_header *h = f->a.board.base;
     assert_int_equal(0, memcmp(&h->magic, MOE_BOARD_SUPERSEDED, 8));
     assert_int_equal(1, store_rig_log_count(&f->rig, "memory_not_adopted"));
@@ -969,6 +1052,9 @@ int main(int argc, char **argv)
         TEST(a_store_killed_anywhere_is_adopted_and_serves),
         TEST(a_store_killed_while_reading_the_drive_is_adopted),
         TEST(adopted_bytes_are_hashed_again_and_bad_ones_thrown_out),
+        TEST(adopted_memory_grows_with_a_larger_budget),
+        TEST(adopted_memory_shrinks_to_a_smaller_budget_once_no_worker_is_left),
+        TEST(more_memory_comes_while_the_store_serves),
         TEST(memory_of_another_size_or_model_is_superseded),
         TEST(an_unreadable_table_of_a_live_worker_spoils_the_adoption),
         TEST(a_stop_serves_what_was_wanted_before),

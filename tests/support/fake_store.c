@@ -41,6 +41,7 @@ static void open_residency(fake_store *f)
     const xs_residency_cfg cfg = {.board = f->board,
                                   .n_experts = f->cfg.n_experts,
                                   .n_slots = f->cfg.n_slots,
+                                  .n_budget = f->cfg.n_slots,
                                   .policy = f->cfg.policy,
                                   .predict_keep_ns = 1000,
                                   .max_pinned = f->cfg.max_pinned,

@@ -30,7 +30,8 @@ static void the_board_lies_where_its_table_says(void **state)
     assert_int_equal(40, offsetof(moe_board_header, slot_bytes));
     assert_int_equal(48, offsetof(moe_board_header, serving));
     assert_int_equal(52, offsetof(moe_board_header, n_made));
-    assert_int_equal(56, offsetof(moe_board_header, reserved));
+    assert_int_equal(56, offsetof(moe_board_header, n_budget));
+    assert_int_equal(60, offsetof(moe_board_header, reserved));
     assert_int_equal(64, offsetof(moe_board_header, registry));
     assert_int_equal(512, sizeof(((moe_board_header *)0)->registry));
     assert_int_equal(8192, moe_board_bytes(1));

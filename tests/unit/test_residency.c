@@ -561,6 +561,39 @@ static void what_a_gone_worker_counted_is_kept(void **state)
     assert_int_equal(12, b.slot_hit);
 }
 
+/* ---- the budget ---- */
+
+static void a_larger_budget_allows_more_pins(void **state)
+{
+    fake_store *f = *state;
+    assert_int_equal(MOE_OK, xs_residency_pin(f->residency, 0, true, NULL));
+    assert_int_equal(MOE_ERR_LIMIT, xs_residency_pin(f->residency, 1, true, NULL));
+    xs_residency_set_budget(f->residency, 3, 2);
+    assert_int_equal(MOE_OK, xs_residency_pin(f->residency, 1, true, NULL));
+    assert_int_equal(3, ((moe_board_header *)f->board)->n_budget);
+}
+
+static void a_shrunk_board_keeps_what_fits(void **state)
+{
+    fake_store *f = *state;
+    uint32_t slot[3];
+    for (uint32_t x = 0; x < 3; x++) {
+        slot[x] = fake_store_load(f, x, 10);
+    }
+    uint64_t last = fake_store_word(f, 2);
+    fake_store_crash(f);
+    xs_board_shrink(f->board, 2);
+    for (uint32_t x = 0; x < 3; x++) {
+        uint64_t w = fake_store_word(f, x);
+        assert_int_equal(slot[x] < 2 ? MOE_BOARD_READY : MOE_BOARD_ABSENT, moe_board_word_state(w));
+    }
+    assert_int_equal(moe_board_word_generation(last),
+                     moe_board_word_generation(fake_store_word(f, 2)));
+    assert_int_equal(2, ((moe_board_header *)f->board)->n_made);
+    xs_board_shrink(f->board, 3); /* makes nothing */
+    assert_int_equal(2, ((moe_board_header *)f->board)->n_made);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void)
@@ -591,6 +624,8 @@ int main(void)
         TEST(a_board_with_impossible_words_is_refused),
         TEST(a_lease_table_of_another_shape_is_refused),
         TEST(what_a_gone_worker_counted_is_kept),
+        TEST(a_larger_budget_allows_more_pins),
+        TEST(a_shrunk_board_keeps_what_fits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL) != 0;
 }

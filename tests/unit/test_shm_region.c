@@ -89,6 +89,22 @@ static void a_large_region_is_whole_zero_and_at_a_huge_page(void **state)
     moe_shm_close(&b);
 }
 
+static void released_pages_are_free_and_come_back_zero(void **state)
+{
+    (void)state;
+    moe_shm_region r = MOE_SHM_REGION_NONE;
+    /* more addresses than any /dev/shm has bytes: only what is soon to come must be free */
+    assert_int_equal(MOE_OK, moe_shm_reserve(name, 1ull << 44, 6 * 4096, 0600, &r, NULL));
+    assert_int_equal(MOE_OK, moe_shm_populate(&r, 0, 6 * 4096, NULL));
+    memset(r.base, 7, 6 * 4096);
+    assert_int_equal(MOE_OK, moe_shm_release(&r, 2 * 4096 + 1, r.bytes, NULL));
+    assert_int_equal(3 * 4096, moe_shm_allocated(&r));
+    assert_int_equal(7, ((const char *)r.base)[3 * 4096 - 1]);
+    assert_int_equal(MOE_OK, moe_shm_populate(&r, 3 * 4096, 6 * 4096, NULL));
+    assert_int_equal(0, ((const char *)r.base)[3 * 4096]);
+    moe_shm_close(&r);
+}
+
 static void an_existing_name_is_busy(void **state)
 {
     (void)state;
@@ -281,6 +297,7 @@ int main(void)
         cmocka_unit_test_teardown(every_page_is_allocated, remove_leftovers),
         cmocka_unit_test_teardown(a_large_region_is_whole_zero_and_at_a_huge_page,
                                   remove_leftovers),
+        cmocka_unit_test_teardown(released_pages_are_free_and_come_back_zero, remove_leftovers),
         cmocka_unit_test_teardown(an_existing_name_is_busy, remove_leftovers),
         cmocka_unit_test_teardown(too_large_a_region_says_what_is_free_and_leaves_no_name,
                                   remove_leftovers),

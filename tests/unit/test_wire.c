@@ -153,6 +153,11 @@ static void fill_done(wire_message *m)
     snprintf(m->outcome.text, sizeof m->outcome.text, "2 experts");
 }
 
+static void fill_resize(wire_message *m)
+{
+    snprintf(m->resize.text, sizeof m->resize.text, "16GiB");
+}
+
 static void fill_error(wire_message *m)
 {
     m->h.boot = 2;
@@ -202,6 +207,7 @@ static const struct golden {
      "86 00 11 01 01 02 02 03 cd 01 2c 09 05"
      "0a d9 20 57 41 4e 54 3a 20 65 78 70 65 72 74 73 20 28 6b 65 79 20 38 29 20 69 73 20 6d 69 73"
      "73 69 6e 67"},
+    {WIRE_RESIZE, fill_resize, "85 00 12 01 01 02 00 03 00 0a a5 31 36 47 69 42"},
 };
 enum { N_GOLDENS = sizeof goldens / sizeof goldens[0] };
 
@@ -313,7 +319,7 @@ static void every_kind_has_a_golden_and_a_name(void **state)
         assert_true(kind <= N_GOLDENS);
     }
     assert_string_equal("?", wire_kind_name(0));
-    assert_string_equal("ERROR", wire_kind_name(N_GOLDENS));
+    assert_string_equal("RESIZE", wire_kind_name(N_GOLDENS));
     assert_string_equal("?", wire_kind_name(N_GOLDENS + 1));
     assert_string_equal("?", wire_kind_name(UINT32_MAX));
 }
@@ -488,15 +494,15 @@ static void an_unknown_kind_is_refused_and_its_header_is_known(void **state)
     (void)state;
     static wire_message m;
     moe_err err = {0};
-    assert_int_equal(MOE_ERR_UNSUPPORTED, decode_hex("84 00 12 01 01 02 03 03 09", &m, &err));
-    assert_string_equal("message kind 18 is unknown", err.text);
-    assert_int_equal(18, m.h.kind);
+    assert_int_equal(MOE_ERR_UNSUPPORTED, decode_hex("84 00 13 01 01 02 03 03 09", &m, &err));
+    assert_string_equal("message kind 19 is unknown", err.text);
+    assert_int_equal(19, m.h.kind);
     assert_int_equal(3, m.h.boot);
     assert_int_equal(9, m.h.step);
     assert_int_equal(MOE_ERR_UNSUPPORTED, decode_hex("84 00 00 01 01 02 03 03 09", &m, NULL));
     assert_int_equal(MOE_ERR_UNSUPPORTED,
                      decode_hex("84 00 ce ff ff ff ff 01 01 02 03 03 09", &m, NULL));
-    m.h.kind = 18;
+    m.h.kind = 19;
     wire_buffer b = {0};
     assert_int_equal(MOE_ERR_UNSUPPORTED, wire_encode(&m, &b, NULL));
     assert_null(b.data);
