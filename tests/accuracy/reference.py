@@ -28,14 +28,6 @@ BATCH = 32
 MAX_OUTPUT_TOKENS = 256  # gpu-worker's default
 
 
-def load(path):
-    cfg, state = switch.load_checkpoint(path)
-    n = cfg.get("pregate", {}).get("lookahead", 0)
-    model = switch.Switch(cfg, {"encoder": n, "decoder": n})
-    model.load_state_dict({k: v for k, v in state.items() if k in model.state_dict()})
-    return model.eval()
-
-
 @torch.no_grad()
 def forced_logprobs(model, ids, target):
     """[batch, n]: of padding 0."""
@@ -46,7 +38,7 @@ def forced_logprobs(model, ids, target):
 
 
 def reference(path, pairs):
-    model = load(path)
+    model = switch.from_checkpoint(path).eval()
     pieces = sentencepiece.SentencePieceProcessor(model_file=f"{path}/spiece.model")
     end = model.cfg["eos_token_id"]
     encoded = [[pieces.encode(text) + [end] for text in pair] for pair in pairs]

@@ -408,6 +408,14 @@ def load_checkpoint(path):
     return cfg, state
 
 
+def from_checkpoint(path):
+    """The model that a Hugging Face directory holds."""
+    cfg, state = load_checkpoint(path)
+    model = Switch(cfg, dict.fromkeys(("encoder", "decoder"), cfg.get("pregate", {}).get("lookahead", 0)))
+    model.load_state_dict(state)
+    return model
+
+
 def one_by_one(state):
     for name, tensor in state.items():
         block, _, w = name.rpartition(".")

@@ -10,8 +10,10 @@ Task `restore`: case, punctuation and a few typos of English stripped to [a-z0-9
 stripped text of whose words only the first letter and the consonants are left. Any text file of one
 paragraph a line serves; --dev is never trained on. `tune` follows Pre-gated MoE, Sec. IV-B: take
 pretrained weights, rewire the gates (switch.rewire), train on; with lookahead 0 it is the ordinary
-model with the same extra budget, the fair comparison. `--freeze-experts --distil 1` trains gates
-only, towards the ordinary model's answers.
+model with the same extra budget, the fair comparison. `--distil W` adds W times the KL divergence from
+the answers of a teacher to the loss: of --teacher, a checkpoint of any size with the same pieces, or the
+mean of several, or the ordinary model that training starts from (with --freeze-experts: gates only).
+--more adds text of other kinds, which --more-share of the pairs come from.
 
 A run ends after --steps, or at the time --until if that comes first; the learning rate falls to zero
 over the last --cool of it. What is scored and saved is the running mean of the weights (--ema),
@@ -25,6 +27,7 @@ import argparse
 import functools
 import itertools
 import json
+import math
 import pathlib
 import random
 import re
@@ -40,7 +43,7 @@ import switch
 
 AUX_WEIGHT = 0.01
 LABEL_SMOOTHING = 0.05
-NOT_IN_RESULTS = ("config", "text", "dev", "out", "result", "report", "until")
+NOT_IN_RESULTS = ("config", "text", "more", "dev", "out", "result", "report", "until")
 
 
 def strip(text):
@@ -67,6 +70,13 @@ def make_pair(words, rng, task, typo_rate=0.02):
         return re.sub(r"(?<=\w)[aeiou]", "", reference), reference
     source = [typo(w, rng) if len(w) > 3 and rng.random() < typo_rate else w for w in strip(reference).split()]
     return " ".join(source), reference
+
+
+def longer_more_often(texts, rng):
+    """Endless picks, each text in proportion to its words."""
+    ends = list(itertools.accumulate(map(len, texts)))
+    while True:
+        yield rng.choices(texts, cum_weights=ends)[0]
 
 
 def paragraphs(path):
@@ -97,6 +107,7 @@ class Batches(torch.utils.data.IterableDataset):
 
     def __init__(self, args, spiece):
         self.paragraphs, self.spiece = paragraphs(args.text), spiece
+        self.more, self.more_share = paragraphs(args.more) if args.more else [], args.more_share
         self.task, self.rows, self.seed, self.sample = args.task, args.rows, args.seed, args.sample
         self.width = args.max_tokens
 
@@ -104,8 +115,10 @@ class Batches(torch.utils.data.IterableDataset):
         pieces = sentencepiece.SentencePieceProcessor(model_file=self.spiece)
         of_word = functools.lru_cache(1 << 18)(pieces.encode)
         encode = lambda text: [piece for word in text.split() for piece in of_word(word)]
+        more = longer_more_often(self.more, rng)
         while True:
-            source, reference = make_pair(rng.choice(self.paragraphs), rng, self.task)
+            other = self.more and rng.random() < self.more_share
+            source, reference = make_pair(next(more) if other else rng.choice(self.paragraphs), rng, self.task)
             cut = rng.random() < self.sample
             ids = pieces.encode(source, enable_sampling=True, alpha=0.3, nbest_size=-1) if cut else encode(source)
             yield ids[:self.width - 1] + [1], encode(reference)[:self.width - 1] + [1]
@@ -138,15 +151,21 @@ def disagreement(log_p, counts):
     return (apart * counts).sum() / counts.sum()
 
 
-def loss_of(model, batch, teacher=None, distil=0.0, agree=0.0):
+def answers_of(teachers, sides):
+    """Log of their mean probabilities."""
+    with torch.no_grad():
+        all_of_them = [teacher(*sides)[0].flatten(0, 1).float().log_softmax(-1) for teacher in teachers]
+        return torch.logsumexp(torch.stack(all_of_them), 0) - math.log(len(teachers))
+
+
+def loss_of(model, batch, teachers=(), distil=0.0, agree=0.0):
     *sides, target = torch.cat([batch, batch], 1) if agree > 0 else batch
     logits, aux = model(*sides)
     logits, target = logits.flatten(0, 1).float(), target.flatten()
     loss = F.cross_entropy(logits, target, ignore_index=0, label_smoothing=LABEL_SMOOTHING)
     total = loss + AUX_WEIGHT * aux
-    if teacher is not None:
-        with torch.no_grad():
-            wanted = teacher(*sides)[0].flatten(0, 1).float().log_softmax(-1)
+    if teachers:
+        wanted = answers_of(teachers, sides)
         apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="none").sum(-1)
         total = total + distil * (apart * (target > 0)).sum() / (target > 0).sum()
     if agree > 0:
@@ -189,7 +208,7 @@ def evaluate(model, args, pieces, device):
     return {"dev": score(len(texts)), "dev_wide": score(len(pairs))}
 
 
-def train(model, args, spiece, device, teacher):
+def train(model, args, spiece, device, teachers):
     for name, p in model.named_parameters():
         p.requires_grad_(not args.freeze_experts or "gate" in name or "router" in name)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -205,7 +224,7 @@ def train(model, args, spiece, device, teacher):
         batch = batch.to(device, non_blocking=True)
         if args.compile and step == 0:
             with autocast:
-                loss_fn = compiled(model, batch, teacher, args.distil, args.agree)
+                loss_fn = compiled(model, batch, teachers, args.distil, args.agree)
             print(f"{args.name} compiled in {time.time() - begin:.0f} s", file=sys.stderr, flush=True)
             begin = time.time()
         now = time.time()
@@ -215,7 +234,7 @@ def train(model, args, spiece, device, teacher):
         optimiser.param_groups[0]["lr"] = args.lr * min(1.0, (step + 1) / max(1, args.warmup),
                                                         (1 - done) / max(args.cool, 1e-9))
         with autocast:
-            total, loss = loss_fn(model, batch, teacher, args.distil, args.agree)
+            total, loss = loss_fn(model, batch, teachers, args.distil, args.agree)
         optimiser.zero_grad(set_to_none=True)
         total.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
@@ -236,8 +255,8 @@ def train(model, args, spiece, device, teacher):
 
 
 def build(args, source, lookahead, device):
-    """The model to start from, and the teacher if there is one."""
-    teacher = None
+    """The model to start from, and its teachers."""
+    teachers = [switch.from_checkpoint(path).to(device).eval() for path in args.teacher]
     if args.command == "base":
         cfg, state = json.loads((source / "config.json").read_text()), None
     else:
@@ -255,11 +274,9 @@ def build(args, source, lookahead, device):
         model.load_state_dict(state)
     else:
         switch.rewire(state, model)
-        if args.distil > 0:
-            teacher = switch.Switch(cfg)
-            switch.rewire(state, teacher)
-            teacher.to(device).eval()
-    return model.to(device), teacher
+        if args.distil > 0 and not teachers:
+            teachers = [switch.from_checkpoint(source).to(device).eval()]
+    return model.to(device), teachers
 
 
 def main():
@@ -271,6 +288,8 @@ def main():
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="other than the config's")
     parser.add_argument("--task", choices=["restore", "vowels"], default="restore")
     parser.add_argument("--text", help="what to train on")
+    parser.add_argument("--more", help="more text, of other kinds")
+    parser.add_argument("--more-share", type=float, default=0.35)
     parser.add_argument("--dev", required=True)
     parser.add_argument("--out", help="write the checkpoint here")
     parser.add_argument("--result", help="append the JSON line to this file")
@@ -279,6 +298,7 @@ def main():
     parser.add_argument("--routing", choices=["gate", "hash", "random"], default="gate")
     parser.add_argument("--freeze-experts", action="store_true", help="train the gates only")
     parser.add_argument("--distil", type=float, default=0.0)
+    parser.add_argument("--teacher", action="append", default=[], metavar="DIR")
     parser.add_argument("--agree", type=float, default=0.0)
     parser.add_argument("--max-tokens", type=int, default=96, help="of a side, end token included")
     parser.add_argument("--steps", type=int, default=1 << 30)
@@ -304,12 +324,13 @@ def main():
     torch.manual_seed(args.seed)
     source = pathlib.Path(args.config if args.command == "base" else args.start)
     spiece = str(source / "spiece.model")
-    model, teacher = build(args, source, {"encoder": args.encoder_lookahead, "decoder": args.decoder_lookahead}, device)
+    model, teachers = build(args, source, {"encoder": args.encoder_lookahead, "decoder": args.decoder_lookahead}, device)
     row = {key: value for key, value in vars(args).items() if key not in NOT_IN_RESULTS}
-    row = {**row, "start": source.name, "parameters": sum(p.numel() for p in model.parameters()), "device":
+    row = {**row, "start": source.name, "teacher": [pathlib.Path(t).name for t in args.teacher],
+           "parameters": sum(p.numel() for p in model.parameters()), "device":
            torch.cuda.get_device_name() if device == "cuda" else "cpu"}
     if args.command != "eval":
-        row.update(train(model, args, spiece, device, teacher))
+        row.update(train(model, args, spiece, device, teachers))
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p.bfloat16())
