@@ -323,10 +323,9 @@ moe_status moe_shm_lock_pages(const moe_shm_region *r, uint64_t from, uint64_t t
     if (code != EPERM && code != ENOMEM && code != EAGAIN) {
         return MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot lock %s", r->name);
     }
-    return MOE_FAIL_NATIVE(err, MOE_ERR_PERMISSION, MOE_LAYER_ERRNO, code,
-                           "cannot lock more than %llu of %llu MiB of %s: RLIMIT_MEMLOCK is %llu "
-                           "KiB; raise it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the "
-                           "unit)",
-                           (unsigned long long)(from >> 20), (unsigned long long)(r->bytes >> 20),
-                           r->name, (unsigned long long)(limit.rlim_cur >> 10));
+    return MOE_FAIL_NATIVE(
+        err, MOE_ERR_PERMISSION, MOE_LAYER_ERRNO, code,
+        "cannot lock more than %llu MiB of %s: RLIMIT_MEMLOCK is %llu KiB; raise "
+        "it (ulimit -l unlimited, or LimitMEMLOCK=infinity in the unit)",
+        (unsigned long long)(from >> 20), r->name, (unsigned long long)(limit.rlim_cur >> 10));
 }

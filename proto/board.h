@@ -9,14 +9,15 @@
  *      8    16  store_uuid    of the packing whose experts these are
  *     24     4  n_experts     words that follow at offset 4096
  *     28     4  boot          how many stores have served this board, from 1; atomic
- *     32     4  n_slots       of the slots region: one for every expert, whatever the budget
+ *     32     4  n_slots       addresses of the slots region: one for every expert
  *     36     4  layout        MOE_BOARD_LAYOUT
  *     40     8  slot_bytes
  *     48     4  serving       1 while a store serves; 0 after a clean stop; atomic
- *     52     4  n_made        slots 0..n_made have pages; the others must not be touched. Grows
- * while a store makes memory and serves already; atomic 56     4  n_budget      slots that there
- * shall be: n_made grows up to it; atomic 60     4  reserved      0 64   512  registry      [64] {
- * u32 worker_id (0 = free), u32 lease capacity }; atomic ids 4096  8*n   words
+ *     52     4  n_made        slots 0..n_made have pages; no other may be touched; atomic, grows
+ *     56     4  n_budget      slots that there shall be: n_made grows up to it; atomic
+ *     60     4  reserved      0
+ *     64   512  registry      [64] { u32 worker_id (0 = free), u32 lease capacity }; atomic ids
+ *   4096  8*n   words
  *
  * Word: generation 32 | slot 24 | state 8. Every load gets a new generation, and an ABSENT or
  * FAILED word keeps its last one: no word repeats (until 2^32 loads later), and a lease compares

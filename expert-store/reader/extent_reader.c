@@ -256,7 +256,8 @@ static moe_status open_engine(xs_reader *r, const xs_reader_cfg *cfg, moe_err *e
     }
     r->ops = ops;
     r->report.engine = ops->engine;
-    (void)xs_reader_add_slots(r, cfg->n_made); /* the report says what is not as it should be */
+    (void)xs_reader_add_slots(r, cfg->n_made,
+                              false); /* the report says what is not as it should be */
     return MOE_OK;
 }
 
@@ -322,14 +323,14 @@ fail:
     return st;
 }
 
-bool xs_reader_add_slots(xs_reader *r, uint32_t n_made)
+bool xs_reader_add_slots(xs_reader *r, uint32_t n_made, bool more_come)
 {
     MOE_ASSERT(n_made >= r->n_made && n_made <= r->n_slots);
     r->n_made = n_made;
     if (r->ops->add_slots == NULL) {
         return true;
     }
-    r->ops->add_slots(r->engine, n_made, &r->report);
+    r->ops->add_slots(r->engine, n_made, more_come, &r->report);
     return r->report.registered_buffers;
 }
 

@@ -80,9 +80,10 @@ MOE_MUST_CHECK moe_status xs_reader_create(const xs_reader_cfg *cfg, xs_reader *
 void xs_reader_destroy(xs_reader *r);
 const xs_reader_report *xs_reader_get_report(const xs_reader *r);
 const xs_reader_counters *xs_reader_get_counters(const xs_reader *r);
-/* The first n_made slots have pages now (never fewer than before): registers them with the ring.
+/* The first n_made slots have pages now (never fewer than before), and more are about to: registers
+ * them with the ring, in slices; the last one, of a few slots, waits while more come.
  * False: they are not registered, and the report's note says why and what it costs. */
-bool xs_reader_add_slots(xs_reader *r, uint32_t n_made);
+bool xs_reader_add_slots(xs_reader *r, uint32_t n_made, bool more_come);
 /* Readable when there may be something to harvest. */
 int xs_reader_fd(const xs_reader *r);
 /* MOE_ERR_AGAIN when too many experts are in flight already (see max_in_flight): not an error. */

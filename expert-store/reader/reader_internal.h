@@ -48,7 +48,8 @@ typedef struct xs_engine_ops {
     MOE_MUST_CHECK moe_status (*open)(const xs_engine_cfg *cfg, xs_reader_report *report,
                                       xs_engine_state **out, moe_err *err);
     /* The first n_made slots have pages now. May append to the report; NULL: nothing to do. */
-    void (*add_slots)(xs_engine_state *e, uint32_t n_made, xs_reader_report *report);
+    void (*add_slots)(xs_engine_state *e, uint32_t n_made, bool more_come,
+                      xs_reader_report *report);
     /* No read is in the engine any more. */
     void (*close)(xs_engine_state *e);
     /* Cannot fail: a failure comes back as the read's result. */

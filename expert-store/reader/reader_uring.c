@@ -189,14 +189,18 @@ static int open_slices(xs_engine_state *e)
     return -rc;
 }
 
-/* A slice is registered again, longer, when more of its slots have got pages: reads in flight keep
- * what they began with. 0 or the errno why the next one is not registered. */
-static int register_slices(xs_engine_state *e, uint32_t n_made)
+/* Slices whose slots all have pages, and the rest where no more come for now; that one is
+ * registered again, longer, when they do: reads in flight keep what they began with. 0 or the errno
+ * why the next one is not registered. */
+static int register_slices(xs_engine_state *e, uint32_t n_made, bool more_come)
 {
     while (e->n_registered < n_made) {
         uint32_t index = e->n_registered / e->slots_per_slice;
         uint32_t first = index * e->slots_per_slice;
         uint32_t n = n_made - first < e->slots_per_slice ? n_made - first : e->slots_per_slice;
+        if (n < e->slots_per_slice && more_come) {
+            break;
+        }
         const struct iovec slice = {.iov_base = e->slots + first * e->slot_bytes,
                                     .iov_len = n * e->slot_bytes};
         int rc = io_uring_register_buffers_update_tag(&e->ring, index, &slice, NULL, 1);
@@ -224,9 +228,10 @@ static void note_unregistered_slots(xs_reader_report *report, int failure)
                    reason);
 }
 
-static void add_slots_uring(xs_engine_state *e, uint32_t n_made, xs_reader_report *report)
+static void add_slots_uring(xs_engine_state *e, uint32_t n_made, bool more_come,
+                            xs_reader_report *report)
 {
-    int failure = e->has_slices ? register_slices(e, n_made) : 0;
+    int failure = e->has_slices ? register_slices(e, n_made, more_come) : 0;
     if (failure != 0) {
         note_unregistered_slots(report, failure);
         e->has_slices = false; /* what is registered stays */

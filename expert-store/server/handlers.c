@@ -151,7 +151,7 @@ static void fill_welcome(xs_store *s, const xs_worker *worker)
     w->slot_bytes = s->model.slot_bytes;
     w->expert_bytes = s->model.expert_bytes;
     w->expert_dtype = s->model.expert_dtype;
-    w->n_slots = s->limits.n_slots;
+    w->n_slots = s->regions.n_budget;
     w->n_experts = s->model.shape.n_experts_total;
     w->pinned = s->memory.pinned;
     add_region(w, WIRE_REGION_SLOTS, &s->regions.slots);

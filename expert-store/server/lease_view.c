@@ -2,8 +2,10 @@
  * a field added in proto/lease_table.h is summed without a change. */
 #include "expert-store/server/lease_view.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 
 _Static_assert(sizeof(moe_block_counters) % sizeof(uint64_t) == 0, "an array of words");
 _Static_assert(sizeof(moe_worker_counters) % sizeof(uint64_t) == 0, "an array of words");
@@ -216,4 +218,17 @@ void xs_lease_view_block(const xs_lease_view *v, uint32_t block, moe_block_count
             xs_lease_entry_blocks_add(&v->at[p], v->n_experts, block, out);
         }
     }
+}
+
+bool xs_lease_table_is_locked(const moe_shm_region *table)
+{
+    int rc = 0;
+    do {
+        rc = flock(table->fd, LOCK_SH | LOCK_NB);
+    } while (rc != 0 && errno == EINTR);
+    if (rc == 0) {
+        flock(table->fd, LOCK_UN);
+        return false;
+    }
+    return errno == EWOULDBLOCK;
 }

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "common/shm_region.h"
 #include "common/status.h"
 #include "proto/lease_table.h"
 
@@ -44,6 +45,10 @@ void xs_lease_table_format(void *table, const xs_lease_geometry *g);
  * is wrong. */
 MOE_MUST_CHECK moe_status xs_lease_table_check(const void *table, uint64_t bytes,
                                                const xs_lease_geometry *g, moe_err *err);
+
+/* Does a worker hold the table's lock, and so live? The store asks in passing: nobody else wants a
+ * shared one. */
+bool xs_lease_table_is_locked(const moe_shm_region *table);
 
 void xs_lease_view_add(xs_lease_view *v, uint32_t place, void *table, uint32_t capacity);
 /* Adds the table's counters to the totals of workers that are gone, and forgets it. */

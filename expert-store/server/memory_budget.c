@@ -38,10 +38,11 @@ void xs_budget_set_limits(xs_store *s)
 uint32_t xs_budget_max_pinned(const xs_store *s)
 {
     uint32_t needed = (uint32_t)s->cfg->max_workers + 1;
-    if (s->limits.n_slots >= s->model.shape.n_experts_total) {
-        return s->limits.n_slots;
+    uint32_t n_slots = s->regions.n_budget;
+    if (n_slots >= s->model.shape.n_experts_total) {
+        return n_slots;
     }
-    return s->limits.n_slots > needed ? s->limits.n_slots - needed : 0;
+    return n_slots > needed ? n_slots - needed : 0;
 }
 
 /* ---- memory that comes ---- */
@@ -54,15 +55,15 @@ static void log_not_pinned(const char *why)
             why);
 }
 
-/* Only of slots this process made: what an adopted region consists of is not known. */
+/* Of what this process made: what adopted memory consists of is not known. */
 static void log_memory_made(const xs_store *s)
 {
-    uint64_t bytes = s->memory.n_made * s->model.slot_bytes;
+    uint64_t bytes = s->memory.made_bytes;
     uint64_t huge_bytes = s->memory.huge_bytes;
-    moe_log(MOE_LOG_INFO, "store", "memory_made", "bytes=%llu huge_bytes=%llu ms=%lld",
-            (unsigned long long)bytes, (unsigned long long)huge_bytes,
+    moe_log(MOE_LOG_INFO, "store", "memory_made", "slots=%u bytes=%llu huge_bytes=%llu ms=%lld",
+            s->memory.n_made, (unsigned long long)bytes, (unsigned long long)huge_bytes,
             (long long)(s->memory.took_ns / MOE_NS_PER_MS));
-    if (!s->regions.adopted && s->model.catalog != NULL && bytes - huge_bytes > bytes / 8) {
+    if (s->model.catalog != NULL && bytes > huge_bytes && bytes - huge_bytes > bytes / 8) {
         moe_log(MOE_LOG_WARN, "store", "small_pages",
                 "bytes=%llu huge_bytes=%llu cost=\"a drive may deliver half as much into 4 KiB "
                 "pages\"",
@@ -81,24 +82,39 @@ moe_status xs_budget_open(xs_store *s, moe_err *err)
         .piece_bytes = s->cfg->test_memory_piece,
         .pause_ns = (int64_t)s->cfg->test_memory_pause_ms * MOE_NS_PER_MS};
     s->n_promised = s->regions.n_budget;
+    if (s->regions.n_over_budget > 0) {
+        moe_log(MOE_LOG_WARN, "store", "memory_over_budget",
+                "slots=%u over=%u reason=\"a worker may have registered them with its device\" "
+                "change=\"start again without workers, or raise ram_bytes\"",
+                s->regions.n_budget, s->regions.n_over_budget);
+    }
     return xs_slot_memory_create(&cfg, &s->slot_memory, err);
+}
+
+/* More is given out only once it is there: what a worker got is not taken back. */
+static void raise_limits(xs_store *s)
+{
+    xs_budget_set_limits(s);
+    xs_residency_set_max_pinned(s->residency, xs_budget_max_pinned(s));
+    xs_workers_set_capacity(s->workers, s->limits.lease_capacity);
 }
 
 static void set_budget(xs_store *s, uint32_t n_budget)
 {
     s->regions.n_budget = n_budget;
-    xs_budget_set_limits(s);
-    xs_residency_set_budget(s->residency, n_budget, xs_budget_max_pinned(s));
-    xs_workers_attach(s->workers, s->residency, s->limits.lease_capacity);
+    xs_residency_set_budget(s->residency, n_budget);
 }
 
 /* A store that has what it was started with goes on with it; another stops (server.c). */
 static void settle_for_less(xs_store *s)
 {
-    moe_log(MOE_LOG_ERROR, "store", "memory_not_made", "slots=%u of=%u reason=\"%s\"",
+    moe_log(MOE_LOG_ERROR, "store", "memory_not_made",
+            "slots=%u of=%u reason=\"%s\" effect=\"serves with what there is\" change=\"free "
+            "memory, then raise the budget again\"",
             s->memory.n_made, s->regions.n_budget, s->memory.failure.text);
     s->memory.failure = (moe_err){0};
     set_budget(s, s->memory.n_made);
+    raise_limits(s);
 }
 
 void xs_budget_take(xs_store *s)
@@ -111,7 +127,7 @@ void xs_budget_take(xs_store *s)
     const bool was_not_pinned = s->memory.not_pinned[0] != '\0';
     s->memory = now;
     xs_residency_grow(s->residency, now.n_made);
-    if (!xs_reader_add_slots(s->reader, now.n_made) && was_registered) {
+    if (!xs_reader_add_slots(s->reader, now.n_made, !now.ended) && was_registered) {
         xs_log_degraded_reads(s);
     }
     if (now.not_pinned[0] != '\0' && !was_not_pinned) {
@@ -119,6 +135,7 @@ void xs_budget_take(xs_store *s)
     }
     if (now.ended && now.failure.status == MOE_OK) {
         log_memory_made(s);
+        raise_limits(s);
     } else if (now.ended && now.n_made >= s->n_promised) {
         settle_for_less(s);
     }
@@ -139,13 +156,14 @@ moe_status xs_budget_raise(xs_store *s, const char *ram_bytes, char *out_text, m
     }
     if (n_budget < before) {
         return MOE_FAIL(err, MOE_ERR_LIMIT,
-                        "--ram-bytes %.40s is %u slots, there are %u: stop the workers, then start "
-                        "the store again with it; what still fits stays in memory",
+                        "--ram-bytes %.40s is %u slots, there are %u: stop the workers, then the "
+                        "store, and start it with less; with --keep-memory what fits stays",
                         ram_bytes, n_budget, before);
     }
     if (n_budget > before && xs_recorder_active(s->recorder)) {
         return MOE_FAIL(err, MOE_ERR_BUSY,
-                        "a trace of %u slots is being recorded: its figures would be of no size",
+                        "a trace of %u slots is being recorded: start the store with more memory, "
+                        "or without --record-trace",
                         before);
     }
     if (n_budget > before) {
@@ -154,8 +172,11 @@ moe_status xs_budget_raise(xs_store *s, const char *ram_bytes, char *out_text, m
         s->memory.ended = false; /* there will be news */
         moe_log(MOE_LOG_INFO, "store", "budget_raised", "slots=%u from=%u", n_budget, before);
     }
-    snprintf(out_text, WIRE_MAX_TEXT, "%u slots, %llu MiB; %u of them are still to be made",
-             n_budget, (unsigned long long)(n_budget * s->model.slot_bytes >> 20),
-             n_budget - s->memory.n_made);
+    snprintf(
+        out_text, WIRE_MAX_TEXT,
+        "%u slots, %llu MiB; %u of them are still to be made. Set ram_bytes in the configuration, "
+        "too: a start reads it there. Workers keep the %u leases they have until they start again",
+        n_budget, (unsigned long long)(n_budget * s->model.slot_bytes >> 20),
+        n_budget - s->memory.n_made, s->limits.lease_capacity);
     return MOE_OK;
 }

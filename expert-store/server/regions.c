@@ -213,7 +213,7 @@ xs_limits xs_size_limits(const xs_limits_cfg *c)
     enum { MOST_LEASES = 256 };
     bool all_fit = c->n_slots >= c->n_experts;
     uint64_t fixed = c->leases_per_worker * c->max_workers;
-    xs_limits l = {.n_slots = c->n_slots, .speculative_in_flight = speculative_experts(c)};
+    xs_limits l = {.speculative_in_flight = speculative_experts(c)};
     MOE_ASSERT(all_fit || c->n_slots > fixed); /* xs_size_slots saw to it */
     if (all_fit) {
         l.in_flight = clamp(c->reader_in_flight, 1, c->n_slots);
@@ -282,15 +282,16 @@ static moe_status check_existing(const xs_regions *r, const xs_model *m, moe_err
     return st;
 }
 
-static bool table_is_locked(const char *prefix, uint32_t worker_id)
+/* What cannot be looked at counts as alive. */
+static bool worker_lives(const char *prefix, uint32_t worker_id)
 {
     char name[MOE_SHM_NAME_BYTES];
     moe_shm_region table = MOE_SHM_REGION_NONE;
     xs_lease_region_name(prefix, worker_id, name);
-    bool locked = moe_shm_open(name, true, &table, NULL) == MOE_OK &&
-                  flock(table.fd, LOCK_SH | LOCK_NB) != 0 && errno == EWOULDBLOCK;
-    moe_shm_close(&table); /* and the lock with it */
-    return locked;
+    moe_status st = moe_shm_open(name, true, &table, NULL);
+    bool lives = st == MOE_OK ? xs_lease_table_is_locked(&table) : st != MOE_ERR_NOT_FOUND;
+    moe_shm_close(&table);
+    return lives;
 }
 
 static bool has_living_worker(const xs_regions *r)
@@ -298,7 +299,7 @@ static bool has_living_worker(const xs_regions *r)
     const moe_board_header *h = r->board.base;
     for (uint32_t p = 0; p < MOE_BOARD_MAX_WORKERS; p++) {
         uint32_t id = atomic_load_explicit(&h->registry[p].worker_id, memory_order_acquire);
-        if (id != 0 && table_is_locked(r->prefix, id)) {
+        if (id != 0 && worker_lives(r->prefix, id)) {
             return true;
         }
     }
@@ -310,12 +311,10 @@ static moe_status fit_to_budget(xs_regions *r, const xs_model *m, moe_err *err)
 {
     const moe_board_header *h = r->board.base;
     uint32_t n_made = atomic_load_explicit(&h->n_made, memory_order_acquire);
-    if (n_made > r->n_budget) {
-        if (has_living_worker(r)) {
-            return MOE_FAIL(err, MOE_ERR_BUSY,
-                            "%u slots there, %u asked for, and a worker may copy from all of them",
-                            n_made, r->n_budget);
-        }
+    if (n_made > r->n_budget && has_living_worker(r)) {
+        r->n_over_budget = n_made - r->n_budget;
+        r->n_budget = n_made;
+    } else if (n_made > r->n_budget) {
         xs_board_shrink(r->board.base, r->n_budget);
         n_made = r->n_budget;
     }

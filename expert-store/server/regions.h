@@ -6,11 +6,13 @@
  * At start:  lock --> names there? --check--> adopt
  *                        |              \--refused--> supersede, unlink --\
  *                        \--no--------------------------------------------> create
- * The slots region has addresses for every expert, and pages for as many as the RAM budget buys: so
- * a larger budget only adds pages, while the store serves (memory_budget.h) or at its next start. A
- * smaller one gives pages back at the next start, unless a worker is there that may have registered
- * them with its device: then adoption is refused.
  * At a stop: remove (default) or leave behind for the next start (--keep-memory, or a crash).
+ *
+ * The slots region has addresses for every expert, and pages for as many as the RAM budget buys: a
+ * larger budget only adds pages, while the store serves (memory_budget.h) or at its next start. A
+ * smaller one gives pages back at the next start, unless a worker is there that may have registered
+ * them with its device: then all of them are kept.
+ *
  * Threads: the main thread at start and stop.
  */
 #ifndef XS_REGIONS_H
@@ -59,7 +61,6 @@ typedef struct xs_limits_cfg {
 } xs_limits_cfg;
 
 typedef struct xs_limits {
-    uint32_t n_slots;
     uint32_t in_flight;             /* experts being read */
     uint32_t speculative_in_flight; /* of these, for predictions and warm-up */
     uint32_t lease_capacity;
@@ -80,8 +81,9 @@ typedef struct xs_regions_cfg {
 typedef struct xs_regions {
     char prefix[XS_REGION_PREFIX_BYTES];
     moe_shm_region slots, dense, board;
-    uint32_t n_slots;  /* of the slots region: one per expert */
-    uint32_t n_budget; /* that shall have pages: what ram_bytes buys */
+    uint32_t n_slots;       /* of the slots region: one per expert */
+    uint32_t n_budget;      /* that shall have pages: what ram_bytes buys, and n_over_budget */
+    uint32_t n_over_budget; /* adopted beyond it, for a worker may have registered them */
     uint32_t mode;
     bool adopted;
     char refused[400]; /* why memory that was there was not adopted; "" */

@@ -24,6 +24,7 @@ struct xs_residency {
     uint32_t generation; /* the last one given */
     uint32_t sieve_hand;
     uint32_t n_pinned;
+    uint32_t n_awaited; /* slots below it are worth waiting for */
     xs_residency_counters counters;
 };
 
@@ -180,7 +181,7 @@ moe_status xs_residency_create(const xs_residency_cfg *cfg, xs_residency **out, 
         goto fail;
     }
     xs_slot_pool_grow(r->pool, n_made_of(cfg->board));
-    xs_residency_set_budget(r, cfg->n_budget, cfg->max_pinned);
+    xs_residency_set_budget(r, cfg->n_budget);
     st = xs_popularity_init(&r->popularity, cfg->n_experts, xs_popularity_period(cfg->n_experts),
                             err);
     if (st != MOE_OK) {
@@ -214,13 +215,19 @@ void xs_residency_grow(xs_residency *r, uint32_t n_made)
     atomic_store_explicit(&h->n_made, n_made, memory_order_release);
 }
 
-void xs_residency_set_budget(xs_residency *r, uint32_t n_budget, uint32_t max_pinned)
+void xs_residency_set_budget(xs_residency *r, uint32_t n_budget)
 {
     moe_board_header *h = r->cfg.board;
     MOE_ASSERT(n_budget <= r->cfg.n_slots);
-    r->cfg.n_budget = n_budget;
-    r->cfg.max_pinned = max_pinned;
+    if (r->n_awaited == 0 || n_budget < r->n_awaited || n_budget >= r->cfg.n_experts) {
+        r->n_awaited = n_budget;
+    }
     atomic_store_explicit(&h->n_budget, n_budget, memory_order_relaxed); /* read after n_made */
+}
+
+void xs_residency_set_max_pinned(xs_residency *r, uint32_t max_pinned)
+{
+    r->cfg.max_pinned = max_pinned;
 }
 
 static uint32_t n_made(const xs_residency *r)
@@ -230,7 +237,7 @@ static uint32_t n_made(const xs_residency *r)
 
 bool xs_residency_waits_for_memory(const xs_residency *r)
 {
-    return xs_slot_pool_count(r->pool, XS_SLOT_FREE) == 0 && n_made(r) < r->cfg.n_budget;
+    return xs_slot_pool_count(r->pool, XS_SLOT_FREE) == 0 && n_made(r) < r->n_awaited;
 }
 
 static uint64_t word_of(const xs_residency *r, uint32_t expert)

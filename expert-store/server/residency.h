@@ -75,9 +75,11 @@ void xs_residency_destroy(xs_residency *r); /* accepts NULL */
 /* The first n_made slots have pages now; says so on the board. Never fewer than the board says,
  * which is what a new object begins with. */
 void xs_residency_grow(xs_residency *r, uint32_t n_made);
-/* More slots shall be made than before, and more experts may be pinned; says so on the board. */
-void xs_residency_set_budget(xs_residency *r, uint32_t n_budget, uint32_t max_pinned);
-/* No slot is free, and more are being made. */
+/* So many slots shall be made; says so on the board. */
+void xs_residency_set_budget(xs_residency *r, uint32_t n_budget);
+void xs_residency_set_max_pinned(xs_residency *r, uint32_t max_pinned);
+/* No slot is free, but one will be made soon that is better than evicting: of the memory that the
+ * start was asked for, or where every expert gets its slot in the end. */
 bool xs_residency_waits_for_memory(const xs_residency *r);
 /* Once, before anything else, on a checked board with all lease tables in the view:
  * EVICTING -> READY, LOADING and FAILED -> ABSENT; free slots that a lease names are condemned. */
@@ -89,7 +91,7 @@ uint32_t xs_residency_slot_of(const xs_residency *r, uint32_t expert);
 xs_slot *xs_residency_slot(xs_residency *r, uint32_t slot);
 uint32_t xs_residency_count(const xs_residency *r, xs_slot_state state);
 uint32_t xs_residency_leased(xs_residency *r); /* slots that a lease names now */
-/* [n_slots], true where a lease names the slot; valid until the next call of anything here. */
+/* [n_slots made], true where a lease names the slot; valid until the next call of anything here. */
 const bool *xs_residency_mark_leased(xs_residency *r);
 /* Uses by all workers, older ones counting less (popularity.h). */
 uint64_t xs_residency_recent_uses(xs_residency *r, uint32_t expert);

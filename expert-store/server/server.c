@@ -14,6 +14,7 @@
 #include "common/log.h"
 #include "expert-store/server/handlers.h"
 #include "expert-store/server/loading.h"
+#include "expert-store/server/machine.h"
 #include "expert-store/server/memory_budget.h"
 #include "expert-store/server/store_state.h"
 
@@ -150,6 +151,14 @@ void xs_log_degraded_reads(const xs_store *s)
             xs_reader_get_report(s->reader)->note);
 }
 
+/* That can ever have pages: slices of the ring's buffers are cut for so many. */
+static uint32_t most_slots(const xs_store *s)
+{
+    uint64_t fit = xs_total_ram() / s->model.slot_bytes;
+    uint32_t most = fit < s->regions.n_slots ? (uint32_t)fit : s->regions.n_slots;
+    return most > s->regions.n_budget ? most : s->regions.n_budget;
+}
+
 static moe_status open_reader(xs_store *s, moe_err *err)
 {
     const xs_reader_cfg cfg = {.catalog = s->model.catalog,
@@ -158,7 +167,7 @@ static moe_status open_reader(xs_store *s, moe_err *err)
                                .synthetic_dtype = s->model.expert_dtype,
                                .slots = s->regions.slots.base,
                                .slot_bytes = s->model.slot_bytes,
-                               .n_slots = s->regions.n_slots,
+                               .n_slots = most_slots(s),
                                .n_made = 0, /* xs_budget_take */
                                .engine = s->model.catalog != NULL ? (xs_engine)s->cfg->engine
                                                                   : XS_ENGINE_SYNTHETIC,
@@ -178,7 +187,7 @@ static moe_status open_recorder(xs_store *s, moe_err *err)
                            .header = {.n_experts = s->model.shape.n_experts_total,
                                       .per_block = s->model.shape.n_experts,
                                       .enc_blocks = s->model.shape.stack[MOE_ENCODER].n_blocks,
-                                      .n_slots = s->limits.n_slots,
+                                      .n_slots = s->regions.n_budget,
                                       .slot_bytes = s->model.slot_bytes,
                                       .policy = (uint32_t)s->cfg->evict,
                                       .period_us = (uint32_t)s->cfg->record_trace_period_us,
@@ -246,7 +255,7 @@ static void log_started(const xs_store *s)
     moe_log(MOE_LOG_INFO, "store", "serving",
             "endpoint=%s model=%s experts=%u slots=%u slot_bytes=%llu boot=%u adopted=%llu "
             "workers=%u lease_capacity=%u reads=%u pinned=%d",
-            s->cfg->endpoint, s->model.name, s->model.shape.n_experts_total, s->limits.n_slots,
+            s->cfg->endpoint, s->model.name, s->model.shape.n_experts_total, s->regions.n_budget,
             (unsigned long long)s->model.slot_bytes, s->boot, (unsigned long long)c->adopted,
             xs_workers_count(s->workers), s->limits.lease_capacity, s->limits.in_flight,
             s->memory.pinned);
@@ -523,7 +532,7 @@ moe_status xs_server_run(xs_server *sv, moe_err *err)
     const moe_err *failure = &sv->store.memory.failure;
     if (failure->status != MOE_OK) {
         return MOE_FAIL(err, failure->status, "%u of %u slots made: %.300s",
-                        sv->store.memory.n_made, sv->store.limits.n_slots, failure->text);
+                        sv->store.memory.n_made, sv->store.regions.n_budget, failure->text);
     }
     return MOE_OK;
 }

@@ -29,6 +29,7 @@ struct xs_slot_memory {
     bool news;
     uint64_t wanted; /* bytes */
     int64_t begin_ns;
+    uint64_t huge_before; /* of the region, when what is reported began */
     xs_slot_memory_report report;
 };
 
@@ -53,13 +54,18 @@ static moe_status make_piece(xs_slot_memory *m, uint64_t wanted, moe_err *err)
     uint64_t from = m->done > m->made_bytes ? m->done : m->made_bytes;
     moe_err why = {0};
     moe_status st = from < end ? moe_shm_populate(m->cfg.slots, from, end, err) : MOE_OK;
+    if (st != MOE_OK) {
+        moe_status released = moe_shm_release(m->cfg.slots, from, end, NULL);
+        (void)released; /* some pages may have come; if they stay, the next store gives them back */
+    }
     bool locked = st == MOE_OK && lock_piece(m, m->done, end, &why);
     moe_mutex_lock(&m->mu);
     xs_slot_memory_report *r = &m->report;
     if (st == MOE_OK) {
         m->done = end;
         r->n_made = n_slots_in(m, end);
-        r->huge_bytes = m->cfg.slots->huge_bytes;
+        r->made_bytes += from < end ? end - from : 0;
+        r->huge_bytes = m->cfg.slots->huge_bytes - m->huge_before;
         if (why.status != MOE_OK) {
             snprintf(r->not_pinned, sizeof r->not_pinned, "%.299s", why.text);
         }
@@ -170,7 +176,11 @@ void xs_slot_memory_grow(xs_slot_memory *m, uint32_t n_wanted)
     moe_mutex_lock(&m->mu);
     MOE_ASSERT(n_wanted >= m->report.n_made);
     m->wanted = n_wanted * m->cfg.slot_bytes;
-    m->begin_ns = m->report.ended ? moe_now_ns() : m->begin_ns;
+    if (m->report.ended) {
+        m->begin_ns = moe_now_ns();
+        m->report.made_bytes = 0;
+        m->huge_before += m->report.huge_bytes;
+    }
     m->report.failure = (moe_err){0};
     m->report.ended = m->done == m->wanted;
     moe_cond_signal(&m->changed);

@@ -31,13 +31,13 @@ typedef struct xs_slot_memory_cfg {
 } xs_slot_memory_cfg;
 
 typedef struct xs_slot_memory_report {
-    uint32_t n_made; /* slots with pages, the first ones */
-    bool ended;      /* nothing here changes until grow */
-    bool pinned;     /* every piece so far is locked */
-    uint64_t huge_bytes;
-    int64_t took_ns;      /* from create or grow until ended */
-    moe_err failure;      /* MOE_OK, or why not all slots are made */
-    char not_pinned[300]; /* "", or why */
+    uint32_t n_made;                 /* slots with pages, the first ones */
+    bool ended;                      /* nothing here changes until grow */
+    bool pinned;                     /* every piece so far is locked */
+    uint64_t made_bytes, huge_bytes; /* since create or grow: pages, and huge ones among them */
+    int64_t took_ns;                 /* from create or grow until ended */
+    moe_err failure;                 /* MOE_OK, or why not all slots are made */
+    char not_pinned[300];            /* "", or why */
 } xs_slot_memory_report;
 
 typedef struct xs_slot_memory xs_slot_memory; /* opaque */

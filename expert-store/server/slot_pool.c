@@ -96,7 +96,7 @@ moe_status xs_slot_pool_acquire(xs_slot_pool *p, uint32_t expert, xs_fetch_class
                                 uint32_t *out_slot, moe_err *err)
 {
     if (p->n_in[XS_SLOT_FREE] == 0) {
-        return MOE_FAIL(err, MOE_ERR_NO_SLOT, "none of %u slots is free", p->n_slots);
+        return MOE_FAIL(err, MOE_ERR_NO_SLOT, "none of %u slots is free", p->n_made);
     }
     uint32_t slot = p->free_stack[p->n_in[XS_SLOT_FREE] - 1];
     move(p, slot, XS_SLOT_LOADING);

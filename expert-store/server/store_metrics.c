@@ -110,7 +110,7 @@ static void add_slots(const list *l, const xs_store *s)
         labelled(l, MOE_METRIC_GAUGE, name, help, xs_residency_count(s->residency, states[i].state),
                  "state", states[i].text);
     }
-    gauge(l, "pregate_store_slots_max", "Slots there are", s->limits.n_slots);
+    gauge(l, "pregate_store_slots_max", "Slots there are", s->regions.n_budget);
     gauge(l, "pregate_store_slots_leased", "Slots that a worker is reading",
           xs_residency_leased(s->residency));
     gauge(l, "pregate_store_experts", "Experts of the model", s->model.shape.n_experts_total);
@@ -120,7 +120,7 @@ static void add_slots(const list *l, const xs_store *s)
     gauge(l, "pregate_store_experts_pinned", "Experts that an operator pinned",
           xs_residency_n_pinned(s->residency));
     gauge(l, "pregate_store_ram_bytes", "Bytes of all slots",
-          (double)s->limits.n_slots * (double)s->model.slot_bytes);
+          (double)s->regions.n_budget * (double)s->model.slot_bytes);
     gauge(l, "pregate_store_dense_bytes", "Bytes of the dense region",
           (double)s->regions.dense.bytes);
     gauge(l, "pregate_store_slot_bytes", "Bytes of one slot", (double)s->model.slot_bytes);

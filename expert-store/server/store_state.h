@@ -1,5 +1,6 @@
 /* store_state.h - everything one running store consists of, for the files that act on it together:
- * server.c (makes it, loops, ends it), handlers.c (messages), loading.c (reads), store_metrics.c.
+ * server.c (makes it, loops, ends it), memory_budget.c, handlers.c (messages), loading.c (reads),
+ * store_metrics.c.
  *
  * All of it belongs to the event-loop thread.
  */

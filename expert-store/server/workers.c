@@ -75,24 +75,15 @@ void xs_workers_destroy(xs_workers *ws)
 void xs_workers_attach(xs_workers *ws, xs_residency *residency, uint32_t lease_capacity)
 {
     ws->residency = residency;
+    xs_workers_set_capacity(ws, lease_capacity);
+}
+
+void xs_workers_set_capacity(xs_workers *ws, uint32_t lease_capacity)
+{
     ws->cfg.lease_capacity = lease_capacity;
 }
 
 /* ---- liveness ---- */
-
-/* The store asks for the lock in passing: nobody else wants a shared one. */
-static bool holds_flock(const moe_shm_region *table)
-{
-    int rc = 0;
-    do {
-        rc = flock(table->fd, LOCK_SH | LOCK_NB);
-    } while (rc != 0 && errno == EINTR);
-    if (rc == 0) {
-        flock(table->fd, LOCK_UN);
-        return false;
-    }
-    return errno == EWOULDBLOCK;
-}
 
 static uint32_t table_pid(const xs_worker *w)
 {
@@ -108,7 +99,7 @@ uint64_t xs_workers_probe(xs_workers *ws, int64_t now_ns)
         if (w->id == 0) {
             continue;
         }
-        if (holds_flock(&w->table)) {
+        if (xs_lease_table_is_locked(&w->table)) {
             w->locked = true;
         } else if (w->locked || table_pid(w) != 0 || now_ns - w->joined_ns > ws->cfg.grace_ns) {
             gone |= 1ull << p;
@@ -201,7 +192,7 @@ static moe_status claimed_place(const xs_workers *ws, const wire_hello *hello,
             continue;
         }
         bool its_own = pid != 0 && (w->pid == pid || table_pid(w) == pid);
-        if (!its_own && holds_flock(&w->table)) {
+        if (!its_own && xs_lease_table_is_locked(&w->table)) {
             return MOE_FAIL(err, MOE_ERR_BUSY, "worker %u is process %u, not %u", w->id,
                             table_pid(w), pid);
         }
@@ -215,7 +206,7 @@ static moe_status claimed_place(const xs_workers *ws, const wire_hello *hello,
 /* A table nobody locks belongs to no process: what it leased is over. */
 static void clear_stale_leases(const xs_worker *w)
 {
-    if (holds_flock(&w->table)) {
+    if (xs_lease_table_is_locked(&w->table)) {
         return;
     }
     _Atomic uint64_t *words = moe_lease_words(w->table.base);
@@ -339,7 +330,7 @@ static moe_status adopt_table(xs_workers *ws, uint32_t place, uint32_t id, int64
         ws->counters.adopted++;
         return MOE_OK;
     }
-    if (table.base != NULL && holds_flock(&table)) {
+    if (table.base != NULL && xs_lease_table_is_locked(&table)) {
         moe_shm_close(&table);
         return st;
     }

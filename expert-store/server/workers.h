@@ -84,6 +84,8 @@ void xs_workers_destroy(xs_workers *ws);
 MOE_MUST_CHECK moe_status xs_workers_adopt(xs_workers *ws, int64_t now_ns, moe_err *err);
 /* With adoption done and residency made (borrowed until destroy): from now on workers may join. */
 void xs_workers_attach(xs_workers *ws, xs_residency *residency, uint32_t lease_capacity);
+/* Of tables that are made from now on. */
+void xs_workers_set_capacity(xs_workers *ws, uint32_t lease_capacity);
 
 /* HELLO. A peer that joined already, or names a table that is free or its own, gets its old place.
  * MOE_ERR_LIMIT: no place is left; MOE_ERR_BUSY: the id is another process's. *out_place is <

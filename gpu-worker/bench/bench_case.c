@@ -514,8 +514,7 @@ static moe_status open_routing(bench *b, moe_err *err)
 static moe_status measure_ceilings(bench *b, moe_err *err)
 {
     const wire_welcome *w = gw_store_client_welcome(b->session->client);
-    uint64_t bytes = 0;
-    const gw_link_source link = {.src = gw_store_client_slots(b->session->client, &bytes),
+    const gw_link_source link = {.src = gw_store_client_slots(b->session->client),
                                  .stride_bytes = w->slot_bytes,
                                  .block_bytes = w->expert_bytes,
                                  .n_blocks = gw_store_client_n_made(b->session->client)};

@@ -4,15 +4,14 @@
 static void pin_up_to(gw_slot_pins *p, uint32_t n_slots)
 {
     uint64_t slot_bytes = gw_store_client_welcome(p->client)->slot_bytes;
-    uint64_t all_bytes = 0;
-    const char *slots = gw_store_client_slots(p->client, &all_bytes);
+    const char *slots = gw_store_client_slots(p->client);
     const char *from = slots + p->n_pinned * slot_bytes;
     uint64_t bytes = (n_slots - p->n_pinned) * slot_bytes;
-    if (p->ops->backend.host_register(p->device, from, bytes, NULL) != MOE_OK) {
+    if (p->n_ranges == GW_MAX_PINNED_RANGES ||
+        p->ops->backend.host_register(p->device, from, bytes, NULL) != MOE_OK) {
         atomic_store_explicit(&p->failed, true, memory_order_relaxed);
         return;
     }
-    MOE_ASSERT(p->n_ranges < GW_MAX_PINNED_RANGES);
     p->ranges[p->n_ranges++] = from;
     p->n_pinned = n_slots;
 }
@@ -36,7 +35,7 @@ void gw_slot_pins_fini(gw_slot_pins *p)
 
 bool gw_slot_pins_cover(gw_slot_pins *p, uint32_t slot)
 {
-    if (slot >= p->n_pinned && p->n_ranges < GW_MAX_PINNED_RANGES && !gw_slot_pins_has_failed(p)) {
+    if (slot >= p->n_pinned && !gw_slot_pins_has_failed(p)) {
         uint32_t n_made = gw_store_client_n_made(p->client);
         bool all = gw_store_client_is_made(p->client);
         if (n_made > slot && (all || n_made >= 2 * (uint64_t)p->n_pinned)) {

@@ -17,7 +17,7 @@
 #include "gpu-worker/fetch/store_client.h"
 #include "kernels/ops.h"
 
-enum { GW_MAX_PINNED_RANGES = 64 }; /* each doubles what is there, or ends a budget; then no more */
+enum { GW_MAX_PINNED_RANGES = 64 }; /* each doubles what is there, or ends a budget */
 
 typedef struct gw_slot_pins {
     const krn_ops *ops; /* borrowed, like all pointers here */

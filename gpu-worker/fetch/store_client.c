@@ -571,9 +571,8 @@ const moe_dense_entry *gw_store_client_dense(const gw_store_client *c, const cha
     return e;
 }
 
-const void *gw_store_client_slots(const gw_store_client *c, uint64_t *out_bytes)
+const void *gw_store_client_slots(const gw_store_client *c)
 {
-    *out_bytes = c->map.n_slots * c->welcome.slot_bytes;
     return c->map.slots.base;
 }
 

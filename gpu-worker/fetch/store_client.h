@@ -41,7 +41,7 @@ const moe_model_shape *gw_store_client_shape(const gw_store_client *c);
 /* Dense region: NULL if absent. Payload of e is at base + e->off; borrowed until destroy. */
 const moe_dense_entry *gw_store_client_dense(const gw_store_client *c, const char *name,
                                              moe_dense_kind kind, const void **out_payload);
-const void *gw_store_client_slots(const gw_store_client *c, uint64_t *out_bytes);
+const void *gw_store_client_slots(const gw_store_client *c); /* n_made of them may be touched */
 /* Slots that have pages by now, the first ones: no other may be touched. Any thread. */
 uint32_t gw_store_client_n_made(const gw_store_client *c);
 /* All that the store means to make, so far, has pages. */

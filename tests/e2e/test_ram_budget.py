@@ -37,7 +37,7 @@ class RamBudget(unittest.TestCase):
 
         less = order(store, "--ram-bytes", str(e2e.quarter_of_the_experts()))
         self.assertEqual(1, less.returncode)
-        self.assertIn("start the store again with it", less.stderr)
+        self.assertIn("start it with less", less.stderr)
 
         # The next one with a quarter: without workers it keeps the experts that fit.
         worker.kill()

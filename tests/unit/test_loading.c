@@ -59,10 +59,7 @@ static int setup(void **state)
     assert_int_equal(MOE_OK, xs_fetch_queue_create(eight_slots.n_experts, &s->queue, NULL));
     const xs_workers_cfg none = {.board = f.fake.board, .max_workers = 1, .leases = &f.fake.leases};
     assert_int_equal(MOE_OK, xs_workers_create(&none, &s->workers, NULL));
-    s->limits = (xs_limits){.n_slots = eight_slots.n_slots,
-                            .in_flight = 4,
-                            .speculative_in_flight = 2,
-                            .lease_capacity = 1};
+    s->limits = (xs_limits){.in_flight = 4, .speculative_in_flight = 2, .lease_capacity = 1};
     *state = &f;
     return 0;
 }
