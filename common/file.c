@@ -150,3 +150,14 @@ out:
     close(fd);
     return st;
 }
+
+bool moe_read_pseudo_file(const char *path, char *out, size_t out_bytes)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd >= 0 ? read(fd, out, out_bytes - 1) : -1;
+    if (fd >= 0) {
+        close(fd);
+    }
+    out[n > 0 ? n : 0] = '\0';
+    return n > 0;
+}

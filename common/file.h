@@ -3,6 +3,7 @@
 #ifndef MOE_COMMON_FILE_H
 #define MOE_COMMON_FILE_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -18,5 +19,8 @@ MOE_MUST_CHECK moe_status moe_pread_exact(int fd, void *buf, size_t bytes, uint6
 /* ENOSPC and EDQUOT give MOE_ERR_NO_SPACE. */
 MOE_MUST_CHECK moe_status moe_pwrite_exact(int fd, const void *buf, size_t bytes, uint64_t off,
                                            const char *what, moe_err *err);
+
+/* Files of /proc and /sys have no size: one read gets what fits, terminated. False: nothing. */
+bool moe_read_pseudo_file(const char *path, char *out, size_t out_bytes);
 
 #endif

@@ -1,7 +1,6 @@
 /* host.c - see host.h. */
 #include "expert-store/doctor/host.h"
 
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,22 +9,18 @@
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "common/file.h"
+#include "common/memory_group.h"
+
 #define GIB ((double)(1ull << 30))
 
 /* ---- reading ---- */
 
-/* Files of /proc and /sys have no size: one read gets what is needed of them. */
 static bool read_file(const char *root, const char *path, char *out, size_t out_bytes)
 {
     char full[512];
     snprintf(full, sizeof full, "%s%s", root, path);
-    int fd = open(full, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, out, out_bytes - 1) : -1;
-    if (fd >= 0) {
-        close(fd);
-    }
-    out[n > 0 ? n : 0] = '\0';
-    return n > 0;
+    return moe_read_pseudo_file(full, out, out_bytes);
 }
 
 /* The number behind "Key:", 0 when there is none. */
@@ -55,56 +50,9 @@ static void read_choice(const char *root, const char *path, char *out, size_t ou
     snprintf(out, out_bytes, "%.*s", (int)strcspn(from, "]"), from);
 }
 
-/* A limit file holds a number or "max"; version 1 says "none" with a number near 2^63. */
-static uint64_t read_limit(const char *root, const char *path)
-{
-    char text[64];
-    if (!read_file(root, path, text, sizeof text) || strncmp(text, "max", 3) == 0) {
-        return UINT64_MAX;
-    }
-    uint64_t v = strtoull(text, NULL, 10);
-    return v >= 1ull << 62 ? UINT64_MAX : v;
-}
-
-/* The path in the line of /proc/self/cgroup that begins "N:controllers:", for the given middle. */
-static bool group_path(const char *groups, const char *middle, char *out, size_t out_bytes)
-{
-    for (const char *line = groups; *line != '\0';) {
-        const char *first = strchr(line, ':');
-        size_t length = strcspn(line, "\n");
-        if (first != NULL && first < line + length && strncmp(first, middle, strlen(middle)) == 0) {
-            const char *path = first + strlen(middle);
-            snprintf(out, out_bytes, "%.*s", (int)(line + length - path), path);
-            return true;
-        }
-        line += length + (line[length] == '\n');
-    }
-    return false;
-}
-
 static uint64_t least(uint64_t a, uint64_t b)
 {
     return a < b ? a : b;
-}
-
-/* Inside a container the group is often mounted as the root, so both places are asked. */
-static uint64_t read_group_limit(const char *root)
-{
-    char groups[4096];
-    char group[256];
-    char path[400];
-    uint64_t limit = UINT64_MAX;
-    (void)read_file(root, "/proc/self/cgroup", groups, sizeof groups);
-    if (group_path(groups, "::", group, sizeof group)) {
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s/memory.max", group);
-        limit = least(limit, read_limit(root, path));
-    }
-    if (group_path(groups, ":memory:", group, sizeof group)) {
-        snprintf(path, sizeof path, "/sys/fs/cgroup/memory%s/memory.limit_in_bytes", group);
-        limit = least(limit, read_limit(root, path));
-    }
-    limit = least(limit, read_limit(root, "/sys/fs/cgroup/memory.max"));
-    return least(limit, read_limit(root, "/sys/fs/cgroup/memory/memory.limit_in_bytes"));
 }
 
 /* Numbers in a list such as "0-1,4". */
@@ -135,6 +83,7 @@ static void read_process(const char *root, xs_host *h)
 
 void xs_host_read(const char *root, xs_host *out)
 {
+    moe_memory_group group;
     xs_host h = {0};
     struct utsname name;
     struct statvfs shm = {0};
@@ -144,7 +93,8 @@ void xs_host_read(const char *root, xs_host *out)
     h.n_cpus = n_cpus > 0 ? (uint32_t)n_cpus : 1;
     read_process(root, &h);
     read_memory(root, &h);
-    h.cgroup_bytes = read_group_limit(root);
+    moe_memory_group_read(root, &group);
+    h.cgroup_bytes = group.limit_bytes;
     if (statvfs("/dev/shm", &shm) == 0) {
         h.shm_bytes = (uint64_t)shm.f_blocks * shm.f_frsize;
         h.shm_free_bytes = (uint64_t)shm.f_bavail * shm.f_frsize;

@@ -1,8 +1,6 @@
 /* machine.c - see machine.h. */
 #include "expert-store/server/machine.h"
 
-#include <fcntl.h>
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,17 +8,8 @@
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
-/* Files of /proc have no size; one read gives what is needed of them. */
-static bool read_proc(const char *path, char *out, size_t out_bytes)
-{
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t n = fd >= 0 ? read(fd, out, out_bytes - 1) : -1;
-    if (fd >= 0) {
-        close(fd);
-    }
-    out[n > 0 ? n : 0] = '\0';
-    return n > 0;
-}
+#include "common/file.h"
+#include "common/memory_group.h"
 
 uint64_t xs_total_ram(void)
 {
@@ -32,8 +21,12 @@ uint64_t xs_available_ram(void)
 {
     static const char key[] = "MemAvailable:";
     char text[4096];
-    const char *at = read_proc("/proc/meminfo", text, sizeof text) ? strstr(text, key) : NULL;
-    return at != NULL ? strtoull(at + sizeof key - 1, NULL, 10) << 10 : UINT64_MAX;
+    const char *at =
+        moe_read_pseudo_file("/proc/meminfo", text, sizeof text) ? strstr(text, key) : NULL;
+    uint64_t available = at != NULL ? strtoull(at + sizeof key - 1, NULL, 10) << 10 : UINT64_MAX;
+    moe_memory_group group;
+    moe_memory_group_read("", &group);
+    return available < group.free_bytes ? available : group.free_bytes;
 }
 
 uint64_t xs_free_shm(void)
@@ -49,7 +42,7 @@ uint64_t xs_resident_bytes(void)
 {
     char text[256];
     const char *second =
-        read_proc("/proc/self/statm", text, sizeof text) ? strchr(text, ' ') : NULL;
+        moe_read_pseudo_file("/proc/self/statm", text, sizeof text) ? strchr(text, ' ') : NULL;
     uint64_t pages = second != NULL ? strtoull(second, NULL, 10) : 0;
     return pages * (uint64_t)sysconf(_SC_PAGESIZE);
 }

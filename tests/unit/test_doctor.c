@@ -13,6 +13,7 @@
 
 #include <cmocka.h>
 
+#include "common/memory_group.h"
 #include "expert-store/doctor/drive.h"
 #include "expert-store/doctor/host.h"
 #include "expert-store/doctor/outlook.h"
@@ -56,6 +57,9 @@ static int clean(void **state)
                                         "/proc/self/cgroup",
                                         "/sys/fs/cgroup/memory.max",
                                         "/sys/fs/cgroup/a/b/memory.max",
+                                        "/sys/fs/cgroup/a/b/memory.current",
+                                        "/sys/fs/cgroup/a/b/memory.stat",
+                                        "/sys/fs/cgroup/memory/c/memory.usage_in_bytes",
                                         "/sys/fs/cgroup/memory/c/memory.limit_in_bytes",
                                         "/sys/kernel/mm/transparent_hugepage/shmem_enabled",
                                         "/sys/kernel/mm/transparent_hugepage/enabled",
@@ -120,6 +124,22 @@ static void the_least_limit_of_the_control_groups_counts(void **state)
     assert_int_equal(2000000, read_it().cgroup_bytes);
     put("/sys/fs/cgroup/memory.max", "1000000\n"); /* a container sees its group as the root */
     assert_int_equal(1000000, read_it().cgroup_bytes);
+    drop("/sys/fs/cgroup/memory.max");
+
+    moe_memory_group g;
+    put("/sys/fs/cgroup/a/b/memory.current", "1500000\n");
+    moe_memory_group_read(scratch, &g);
+    assert_int_equal(500000, g.free_bytes);
+    put("/sys/fs/cgroup/a/b/memory.stat", "anon 5\ninactive_file 400000\nactive_file 7\n");
+    moe_memory_group_read(scratch, &g);
+    assert_int_equal(900000, g.free_bytes);
+    put("/sys/fs/cgroup/memory/c/memory.usage_in_bytes", "2900000\n"); /* of 3000000 */
+    moe_memory_group_read(scratch, &g);
+    assert_int_equal(2000000, g.limit_bytes);
+    assert_int_equal(100000, g.free_bytes); /* whichever ends first */
+    put("/sys/fs/cgroup/memory/c/memory.usage_in_bytes", "3100000\n");
+    moe_memory_group_read(scratch, &g);
+    assert_int_equal(0, g.free_bytes);
 }
 
 static void this_machine_can_be_read(void **state)
