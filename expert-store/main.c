@@ -1,5 +1,6 @@
 /* main.c - program expert-store: settings, then the server. Exit status: 0 after a stop that was
  * asked for, 1 when it could not start, 2 for wrong settings. */
+#include <signal.h>
 #include <stdio.h>
 
 #include "common/log.h"
@@ -35,6 +36,8 @@ int main(int argc, char **argv)
 {
     static xs_config cfg; /* many strings: off the stack */
     moe_err err = {0};
+    (void)signal(SIGPIPE,
+                 SIG_IGN); /* nobody reads the log any more: no reason to leave memory behind */
     moe_config_action action = MOE_CONFIG_RUN;
     moe_status st =
         moe_config_load(&xs_config_spec, argc, argv, &cfg, NULL, 0, NULL, &action, &err);

@@ -394,7 +394,11 @@ static moe_status on_pin(xs_store *s, const origin *from, moe_err *err)
     const wire_experts *m = &s->in.experts;
     bool pin = m->distance != 0;
     char text[WIRE_MAX_TEXT];
+    uint32_t before = xs_residency_n_pinned(s->residency);
     moe_status st = check_experts(s, m, err);
+    if (st == MOE_OK && pin) {
+        st = xs_residency_may_pin(s->residency, m->experts, m->n, err);
+    }
     for (uint32_t i = 0; i < m->n && st == MOE_OK; i++) {
         st = xs_residency_pin(s->residency, m->experts[i], pin, err);
         if (st == MOE_OK && pin &&
@@ -406,8 +410,9 @@ static moe_status on_pin(xs_store *s, const origin *from, moe_err *err)
     if (st != MOE_OK) {
         return st;
     }
-    snprintf(text, sizeof text, "%u experts %s, %u are pinned now", m->n,
-             pin ? "pinned" : "unpinned", xs_residency_n_pinned(s->residency));
+    uint32_t now = xs_residency_n_pinned(s->residency);
+    snprintf(text, sizeof text, "%u more pinned, %u less; in all: %u",
+             now > before ? now - before : 0, before > now ? before - now : 0, now);
     reply_outcome(s, from, WIRE_DONE, MOE_OK, text);
     return MOE_OK;
 }

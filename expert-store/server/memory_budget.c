@@ -6,6 +6,8 @@
 #include "common/clock.h"
 #include "common/log.h"
 
+enum { SMALL_PAGES_MATTER_BYTES = 64 << 20 }; /* below, no drive is kept from its speed */
+
 /* ---- limits ---- */
 
 static uint32_t region_mode(const xs_config *cfg)
@@ -63,7 +65,8 @@ static void log_memory_made(const xs_store *s)
     moe_log(MOE_LOG_INFO, "store", "memory_made", "slots=%u bytes=%llu huge_bytes=%llu ms=%lld",
             s->memory.n_made, (unsigned long long)bytes, (unsigned long long)huge_bytes,
             (long long)(s->memory.took_ns / MOE_NS_PER_MS));
-    if (s->model.catalog != NULL && bytes > huge_bytes && bytes - huge_bytes > bytes / 8) {
+    if (s->model.catalog != NULL && bytes >= SMALL_PAGES_MATTER_BYTES &&
+        bytes - huge_bytes > bytes / 8) {
         moe_log(MOE_LOG_WARN, "store", "small_pages",
                 "bytes=%llu huge_bytes=%llu cost=\"a drive may deliver half as much into 4 KiB "
                 "pages\"",
@@ -82,6 +85,7 @@ moe_status xs_budget_open(xs_store *s, moe_err *err)
         .piece_bytes = s->cfg->test_memory_piece,
         .pause_ns = (int64_t)s->cfg->test_memory_pause_ms * MOE_NS_PER_MS};
     s->n_promised = s->regions.n_budget;
+    s->n_ordered = s->regions.n_budget - s->regions.n_over_budget;
     if (s->regions.n_over_budget > 0) {
         moe_log(MOE_LOG_WARN, "store", "memory_over_budget",
                 "slots=%u over=%u reason=\"a worker may have registered them with its device\" "
@@ -149,6 +153,7 @@ moe_status xs_budget_raise(xs_store *s, const char *ram_bytes, char *out_text, m
     const uint32_t before = s->regions.n_budget;
     uint32_t n_budget = 0;
     cfg.ram_bytes = ram_bytes;
+    cfg.present_bytes = before * s->model.slot_bytes;
     moe_status st =
         xs_regions_size(&cfg, &s->model, moe_shm_allocated(&s->regions.slots), &n_budget, err);
     if (st != MOE_OK) {
@@ -166,6 +171,7 @@ moe_status xs_budget_raise(xs_store *s, const char *ram_bytes, char *out_text, m
                         "or without --record-trace",
                         before);
     }
+    s->n_ordered = n_budget;
     if (n_budget > before) {
         set_budget(s, n_budget);
         xs_slot_memory_grow(s->slot_memory, n_budget);
@@ -174,9 +180,11 @@ moe_status xs_budget_raise(xs_store *s, const char *ram_bytes, char *out_text, m
     }
     snprintf(
         out_text, WIRE_MAX_TEXT,
-        "%u slots, %llu MiB; %u of them are still to be made. Set ram_bytes in the configuration, "
-        "too: a start reads it there. Workers keep the %u leases they have until they start again",
-        n_budget, (unsigned long long)(n_budget * s->model.slot_bytes >> 20),
-        n_budget - s->memory.n_made, s->limits.lease_capacity);
+        "%u slots, %.1f MiB, %u of them still to be made. Set ram_bytes in the configuration, too: "
+        "a start reads it there.%s",
+        n_budget, (double)(n_budget * s->model.slot_bytes) / (1 << 20), n_budget - s->memory.n_made,
+        xs_workers_count(s->workers) > 0 ? " Workers that are connected keep the number of leases "
+                                           "they have until they start again."
+                                         : "");
     return MOE_OK;
 }

@@ -161,6 +161,13 @@ static moe_status parse_ram(const xs_sizing *s, uint64_t all_bytes, uint64_t *ou
     return MOE_OK;
 }
 
+/* Three quarters of what can be had, beyond what there is. */
+static uint64_t sensible_bytes(const xs_sizing *s)
+{
+    uint64_t more = s->available_ram > s->present_bytes ? s->available_ram - s->present_bytes : 0;
+    return s->present_bytes + more / 4 * 3;
+}
+
 moe_status xs_size_slots(const xs_sizing *s, uint32_t *out_n_slots, moe_err *err)
 {
     uint64_t bytes = 0;
@@ -185,10 +192,10 @@ moe_status xs_size_slots(const xs_sizing *s, uint32_t *out_n_slots, moe_err *err
     if (n * s->slot_bytes > s->available_ram) {
         return MOE_FAIL(err, MOE_ERR_NO_SPACE,
                         "--ram-bytes %.40s needs %llu MiB, but only %llu MiB of memory and "
-                        "/dev/shm are free: give less, e.g. --ram-bytes %lluMiB",
+                        "/dev/shm can be had: give less, e.g. --ram-bytes %lluMiB",
                         s->ram_bytes, (unsigned long long)(n * s->slot_bytes >> 20),
                         (unsigned long long)(s->available_ram >> 20),
-                        (unsigned long long)(s->available_ram / 4 * 3 >> 20));
+                        (unsigned long long)(sensible_bytes(s) >> 20));
     }
     *out_n_slots = (uint32_t)n;
     return MOE_OK;
@@ -241,6 +248,7 @@ moe_status xs_regions_size(const xs_regions_cfg *cfg, const xs_model *m, uint64_
                    .max_workers = cfg->max_workers,
                    .leases_per_worker = cfg->leases_per_worker,
                    .total_ram = xs_total_ram(),
+                   .present_bytes = cfg->present_bytes,
                    .available_ram = shm < ram ? shm : ram};
     if (!moe_add_u64(s.available_ram, reusable, &s.available_ram)) {
         s.available_ram = UINT64_MAX;

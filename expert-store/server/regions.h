@@ -44,7 +44,8 @@ typedef struct xs_sizing {
     uint32_t n_experts, max_workers;
     uint64_t leases_per_worker; /* 0: at least 1 */
     uint64_t total_ram;         /* of this machine */
-    uint64_t available_ram;     /* the lesser of free memory and free /dev/shm */
+    uint64_t available_ram;     /* the lesser of free memory and free /dev/shm, and what is had */
+    uint64_t present_bytes;     /* of slots that there are already; 0 at a start */
 } xs_sizing;
 
 /* Slots a setting buys, never more than there are experts. MOE_ERR_LIMIT names the minimum in
@@ -75,7 +76,8 @@ typedef struct xs_regions_cfg {
     const char *ram_bytes;     /* borrowed */
     uint32_t max_workers;
     uint64_t leases_per_worker;
-    uint32_t mode; /* 0600, or 0640 for a second user */
+    uint64_t present_bytes; /* of slots that serve already; 0 at a start */
+    uint32_t mode;          /* 0600, or 0640 for a second user */
 } xs_regions_cfg;
 
 typedef struct xs_regions {

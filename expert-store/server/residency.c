@@ -588,6 +588,22 @@ bool xs_residency_is_predicted(const xs_residency *r, uint32_t expert, int64_t n
     return n->predicted_until_ns > now_ns && uses_only(r, expert) == n->uses_at_prediction;
 }
 
+moe_status xs_residency_may_pin(const xs_residency *r, const uint32_t *experts, uint32_t n,
+                                moe_err *err)
+{
+    uint32_t n_new = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        n_new += !r->notes[experts[i]].pinned; /* named twice: counted twice */
+    }
+    if (r->n_pinned + n_new > r->cfg.max_pinned) {
+        return MOE_FAIL(err, MOE_ERR_LIMIT,
+                        "%u experts are pinned, %u more would leave workers too few slots: at most "
+                        "%u; raise --ram-bytes, or name fewer",
+                        r->n_pinned, n_new, r->cfg.max_pinned);
+    }
+    return MOE_OK;
+}
+
 moe_status xs_residency_pin(xs_residency *r, uint32_t expert, bool pin, moe_err *err)
 {
     MOE_ASSERT(expert < r->cfg.n_experts);

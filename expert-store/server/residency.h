@@ -118,6 +118,9 @@ bool xs_residency_is_predicted(const xs_residency *r, uint32_t expert, int64_t n
 /* MOE_ERR_LIMIT: more would leave too few slots for the workers. */
 MOE_MUST_CHECK moe_status xs_residency_pin(xs_residency *r, uint32_t expert, bool pin,
                                            moe_err *err);
+/* All of them, or MOE_ERR_LIMIT with the remedy. */
+MOE_MUST_CHECK moe_status xs_residency_may_pin(const xs_residency *r, const uint32_t *experts,
+                                               uint32_t n, moe_err *err);
 uint32_t xs_residency_n_pinned(const xs_residency *r);
 const xs_residency_counters *xs_residency_get_counters(const xs_residency *r);
 

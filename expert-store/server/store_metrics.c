@@ -111,6 +111,10 @@ static void add_slots(const list *l, const xs_store *s)
                  "state", states[i].text);
     }
     gauge(l, "pregate_store_slots_max", "Slots there are", s->regions.n_budget);
+    gauge(l, "pregate_store_slots_ordered",
+          "Slots that the setting or the last order asked for. More than slots_max: memory ended "
+          "early; fewer: kept for a worker",
+          s->n_ordered);
     gauge(l, "pregate_store_slots_leased", "Slots that a worker is reading",
           xs_residency_leased(s->residency));
     gauge(l, "pregate_store_experts", "Experts of the model", s->model.shape.n_experts_total);
@@ -289,7 +293,8 @@ static void add_workers(const list *l, const xs_store *s)
     gauge(l, "pregate_store_workers", "Workers served now", xs_workers_count(s->workers));
     gauge(l, "pregate_store_workers_max", "Workers that may be served",
           (double)s->cfg->max_workers);
-    gauge(l, "pregate_store_lease_capacity", "Slots one worker may hold", s->limits.lease_capacity);
+    gauge(l, "pregate_store_lease_capacity", "Slots that the next worker may hold",
+          s->limits.lease_capacity);
     counter(l, "pregate_store_workers_joined_total", "Workers that came", c->joined);
     counter(l, "pregate_store_workers_rejoined_total", "Workers that came back to their leases",
             c->rejoined);
@@ -310,6 +315,8 @@ static void add_workers(const list *l, const xs_store *s)
         snprintf(who, sizeof who, "%u", w->id);
         labelled(l, MOE_METRIC_GAUGE, "pregate_store_leases", "Slots this worker holds",
                  xs_lease_entry_count(&s->leases.at[p]), "worker", who);
+        labelled(l, MOE_METRIC_GAUGE, "pregate_store_leases_max",
+                 "Slots this worker may hold, until it starts again", w->capacity, "worker", who);
         labelled(l, MOE_METRIC_GAUGE, "pregate_store_wants_outstanding",
                  "Experts this worker waits for or has not leased yet", w->n_asks, "worker", who);
         const moe_lease_header *h = w->table.base;

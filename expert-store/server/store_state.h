@@ -63,6 +63,7 @@ struct xs_store {
     bool remove_memory;           /* at the end: unlink all regions */
     xs_slot_memory *slot_memory;  /* owned; it fills regions.slots */
     xs_slot_memory_report memory; /* its latest news that was acted on */
+    uint32_t n_ordered;           /* slots that the setting or the last order asked for */
     uint32_t n_promised;          /* slots that the start was asked for: with fewer, it fails */
     xs_limits limits;
     xs_kill_switch kill;

@@ -169,6 +169,14 @@ static void show_memory(const view *v)
     snprintf(text, sizeof text, "%s in %.0f slots of %s", ram, value(v, "pregate_store_slots_max"),
              slot);
     line(v, "experts", text);
+    double ordered = value(v, "pregate_store_slots_ordered");
+    if (ordered != value(v, "pregate_store_slots_max")) {
+        snprintf(text, sizeof text, "%.0f slots%s", ordered,
+                 ordered > value(v, "pregate_store_slots_max")
+                     ? ", but memory ended early"
+                     : "; the others are kept while a worker is there");
+        line(v, "asked for", text);
+    }
     double unmade = labelled(v, "pregate_store_slots", "state=\"unmade\"");
     if (unmade > 0) {
         snprintf(text, sizeof text, "%.0f slots, while the others serve", unmade);

@@ -9,7 +9,11 @@
 static void log_waiting(void *user, const char *endpoint)
 {
     (void)user;
-    moe_log(MOE_LOG_INFO, "engine", "waiting_for_store", "endpoint=%s", endpoint);
+    moe_log(
+        MOE_LOG_INFO, "engine", "waiting_for_store",
+        "endpoint=%s effect=\"waits until one answers there\" remedy=\"start expert-store, or name "
+        "its --endpoint\"",
+        endpoint);
 }
 
 static moe_status check_model(const gw_session *s, const moe_model_shape *expected, moe_err *err)

@@ -45,11 +45,6 @@ static moe_status serve(const gw_config *cfg, gw_worker *w, const sigset_t *stop
     if (cfg->api_key_file[0] != '\0') {
         st = read_key(cfg->api_key_file, &key, err);
     }
-    if (st == MOE_OK && key == NULL && !is_loopback(cfg->http)) {
-        moe_log(MOE_LOG_WARN, "worker", "open_to_the_network",
-                "http=%s remedy=\"--api-key-file FILE, or listen on 127.0.0.1 behind a proxy\"",
-                cfg->http);
-    }
     gw_http_cfg h = {
         .listen = cfg->http,
         .api_key = key,
@@ -63,6 +58,11 @@ static moe_status serve(const gw_config *cfg, gw_worker *w, const sigset_t *stop
     };
     if (st == MOE_OK) {
         st = gw_http_create(&h, &http, err);
+    }
+    if (st == MOE_OK && key == NULL && !is_loopback(cfg->http)) {
+        moe_log(MOE_LOG_WARN, "worker", "open_to_the_network",
+                "http=%s remedy=\"--api-key-file FILE, or listen on 127.0.0.1 behind a proxy\"",
+                cfg->http);
     }
     if (st == MOE_OK) {
         moe_log(MOE_LOG_INFO, "worker", "serving", "model=%s http=%s port=%u backend=%s",

@@ -163,7 +163,7 @@ static void limits_follow_memory_once_it_is_there(void **state)
     assert_int_equal(FEW, s->memory.n_made);
     assert_int_equal(FEW - MAX_WORKERS - 1, n_that_may_be_pinned(s));
     assert_int_equal(MOE_OK, xs_budget_raise(s, "all", text, NULL));
-    assert_non_null(strstr(text, "27 of them are still to be made"));
+    assert_non_null(strstr(text, "27 of them still to be made"));
     assert_int_equal(N_EXPERTS, s->regions.n_budget);
     assert_int_equal(few.lease_capacity, s->limits.lease_capacity);
     assert_int_equal(FEW - MAX_WORKERS - 1, n_that_may_be_pinned(s));
@@ -185,6 +185,7 @@ static void a_raise_that_finds_no_memory_leaves_a_store_that_serves(void **state
     assert_int_equal(MOE_OK, xs_budget_raise(s, "all", text, NULL));
     take_until_ended(s);
     assert_int_equal(MOE_OK, s->memory.failure.status); /* it would stop the store */
+    assert_int_equal(N_EXPERTS, s->n_ordered);          /* the statistics show both */
     assert_int_equal(FEW + 3, s->memory.n_made);
     assert_int_equal(FEW + 3, s->regions.n_budget);
     assert_int_equal(FEW + 3, xs_store_board(s)->n_budget);

@@ -363,7 +363,7 @@ static void wrong_settings_end_in_one_clear_error(void **state)
     refuses_to_start(f, model, 1, "known: switch-tiny");
     refuses_to_start(f, missing, 1, "/nonexistent.store");
     refuses_to_start(f, few, 1, "73728 bytes (9 slots)");
-    refuses_to_start(f, huge, 1, "are free: give less");
+    refuses_to_start(f, huge, 1, "can be had: give less");
     const char *const uid[] = {"--synthetic", "switch-tiny", "--allow-uid", "me", NULL};
     refuses_to_start(f, uid, 2, "numeric user id");
 }

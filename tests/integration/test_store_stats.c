@@ -453,11 +453,12 @@ static void expert_stat_gives_orders(void **state)
     is(f, "pregate_store_slots", "state=\"ready\"", 3);
     assert_int_equal(MOE_BOARD_READY, moe_board_word_state(rig_client_word(&f->a, 10)));
     assert_int_equal(MOE_BOARD_READY, moe_board_word_state(rig_client_word(&f->a, 31)));
-    shows(run_stat(f, "--pin dec1:7", 0), "1 experts pinned");
+    shows(run_stat(f, "--pin dec1:7", 0), "1 more pinned");
     shows(run_stat(f, "--evict all", 1), "2 evicted, 1 in use or pinned");
-    shows(run_stat(f, "--unpin all", 0), "0 are pinned now");
+    shows(run_stat(f, "--unpin all", 0), "in all: 0");
     shows(run_stat(f, "--evict 31", 0), "1 evicted");
-    shows(run_stat(f, "--pin 0-7", 1), "the other slots are needed");
+    shows(run_stat(f, "--pin 0-7", 1), "too few slots");
+    is(f, "pregate_store_experts_pinned", NULL, 0); /* none of them */
     shows(run_stat(f, "--prefetch dec2", 1), "expected all");
     shows(run_stat(f, "--prefetch 32", 1), "below 32");
     shows(run_stat(f, "--drain", 0), "stopping");
