@@ -671,10 +671,7 @@ static void complete(const xs_job *job, xs_completion *out)
 
 uint32_t xs_reader_harvest(xs_reader *r, xs_completion *out, uint32_t max)
 {
-    /* First clear the eventfd, then look: what ends after the look signals anew. */
-    uint64_t count = 0;
-    ssize_t cleared = read(r->wake_fd, &count, sizeof count);
-    (void)cleared; /* EAGAIN: nobody signalled, and we look all the same */
+    xs_wake_clear(r->wake_fd);
     take_ended_reads(r);
     if (r->verify_pool != NULL) {
         take_verified(r);

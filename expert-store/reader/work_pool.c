@@ -2,10 +2,12 @@
  * reader on the event-loop thread. At shutdown the threads finish the queue, then leave. */
 #include "expert-store/reader/work_pool.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 typedef struct work_list {
@@ -24,11 +26,27 @@ struct xs_work_pool {
     pthread_t *threads;    /* [n_threads] owned */
 };
 
+moe_status xs_wake_open(int *out_fd, moe_err *err)
+{
+    *out_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    int code = errno;
+    return *out_fd >= 0
+               ? MOE_OK
+               : MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot make an eventfd");
+}
+
 void xs_wake(int wake_fd)
 {
     uint64_t one = 1;
     ssize_t written = write(wake_fd, &one, sizeof one);
     (void)written; /* fails only when the counter is full, and then the poller wakes anyhow */
+}
+
+void xs_wake_clear(int wake_fd)
+{
+    uint64_t count = 0;
+    ssize_t n = read(wake_fd, &count, sizeof count);
+    (void)n; /* EAGAIN: nobody woke it */
 }
 
 static void append(work_list *list, xs_work *w)

@@ -33,7 +33,11 @@ void xs_work_pool_submit(xs_work_pool *p, xs_work *w);
 xs_work *xs_work_pool_take_done(xs_work_pool *p);
 /* Blocks until take_done would return something; work must be queued or running. */
 void xs_work_pool_wait_done(xs_work_pool *p);
-/* Adds 1 to a non-blocking eventfd, so that its poller looks again. */
+/* A non-blocking eventfd, the caller's to close; -1 on failure. */
+MOE_MUST_CHECK moe_status xs_wake_open(int *out_fd, moe_err *err);
+/* Adds 1 to it, so that its poller looks again. */
 void xs_wake(int wake_fd);
+/* Before looking: what comes after the look wakes anew. */
+void xs_wake_clear(int wake_fd);
 
 #endif

@@ -610,10 +610,9 @@ moe_status xs_residency_pin(xs_residency *r, uint32_t expert, bool pin, moe_err 
     if (r->notes[expert].pinned == pin) {
         return MOE_OK;
     }
-    if (pin && r->n_pinned >= r->cfg.max_pinned) {
-        return MOE_FAIL(err, MOE_ERR_LIMIT,
-                        "%u experts are pinned; the other slots are needed to serve workers",
-                        r->n_pinned);
+    moe_status st = pin ? xs_residency_may_pin(r, &expert, 1, err) : MOE_OK;
+    if (st != MOE_OK) {
+        return st;
     }
     r->notes[expert].pinned = pin;
     r->n_pinned = pin ? r->n_pinned + 1 : r->n_pinned - 1;

@@ -1,9 +1,7 @@
 /* reverify.c - see reverify.h. */
 #include "expert-store/server/reverify.h"
 
-#include <errno.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -58,7 +56,6 @@ static void *run(void *arg)
 moe_status xs_reverify_create(const xs_model *model, const void *slots, xs_reverify **out,
                               moe_err *err)
 {
-    moe_status st = MOE_OK;
     xs_reverify *v = calloc(1, sizeof *v);
     if (v == NULL) {
         return MOE_FAIL(err, MOE_ERR_NO_MEMORY, "re-hashing of slots");
@@ -67,10 +64,8 @@ moe_status xs_reverify_create(const xs_model *model, const void *slots, xs_rever
     v->slots = slots;
     moe_mutex_init(&v->mu);
     moe_cond_init(&v->changed);
-    v->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (v->fd < 0) {
-        int code = errno;
-        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot make an eventfd");
+    moe_status st = xs_wake_open(&v->fd, err);
+    if (st != MOE_OK) {
         goto fail;
     }
     v->scratch = malloc(model->slot_bytes);
@@ -131,9 +126,7 @@ void xs_reverify_start(xs_reverify *v, uint32_t expert, uint32_t slot)
 
 bool xs_reverify_take(xs_reverify *v, uint32_t *out_expert, uint32_t *out_slot, bool *out_good)
 {
-    uint64_t count = 0;
-    ssize_t n = read(v->fd, &count, sizeof count); /* clears the signal; EAGAIN is fine */
-    (void)n;
+    xs_wake_clear(v->fd);
     moe_mutex_lock(&v->mu);
     bool done = v->at == DONE;
     if (done) {

@@ -1,10 +1,8 @@
 /* slot_memory.c - see slot_memory.h. */
 #include "expert-store/server/slot_memory.h"
 
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/eventfd.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -131,12 +129,7 @@ moe_status xs_slot_memory_create(const xs_slot_memory_cfg *cfg, xs_slot_memory *
     m->begin_ns = moe_now_ns();
     moe_mutex_init(&m->mu);
     moe_cond_init(&m->changed);
-    m->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    moe_status st = MOE_OK;
-    if (m->fd < 0) {
-        int code = errno;
-        st = MOE_FAIL_NATIVE(err, MOE_ERR_IO, MOE_LAYER_ERRNO, code, "cannot make an eventfd");
-    }
+    moe_status st = xs_wake_open(&m->fd, err);
     if (st == MOE_OK) {
         st = make_piece(m, m->wanted, err);
     }
@@ -194,9 +187,7 @@ int xs_slot_memory_fd(const xs_slot_memory *m)
 
 bool xs_slot_memory_look(xs_slot_memory *m, xs_slot_memory_report *out)
 {
-    uint64_t count = 0;
-    ssize_t n = read(m->fd, &count, sizeof count); /* clears the signal; EAGAIN is fine */
-    (void)n;
+    xs_wake_clear(m->fd);
     moe_mutex_lock(&m->mu);
     bool news = m->news;
     m->news = false;

@@ -35,10 +35,6 @@ typedef struct xs_log_limit {
 /* True: log now, and *out_suppressed lines were not. */
 bool xs_log_limit_pass(xs_log_limit *l, int64_t now_ns, uint64_t *out_suppressed);
 
-typedef struct xs_store xs_store;
-/* Once for each way in which reads are not what was asked for. */
-void xs_log_degraded_reads(const xs_store *s);
-
 typedef struct xs_store_counters {
     uint64_t requests[XS_N_KINDS]; /* well-formed messages by kind */
     uint64_t malformed, refused;   /* undecodable; decodable, but answered by ERROR */
@@ -54,7 +50,7 @@ typedef struct xs_store_counters {
     moe_histogram want_latency; /* WANT to READY, experts that were not there */
 } xs_store_counters;
 
-struct xs_store {
+typedef struct xs_store {
     const xs_config *cfg; /* borrowed */
     xs_model model;
     char endpoint_path[512];
@@ -93,7 +89,10 @@ struct xs_store {
     xs_store_counters counters;
     xs_log_limit bad_message_log, read_failure_log, adopted_bad_log;
     wire_message in, out; /* scratch of the message at hand; large */
-};
+} xs_store;
+
+/* Once for each way in which reads are not what was asked for. */
+void xs_log_degraded_reads(const xs_store *s);
 
 static inline moe_board_header *xs_store_board(const xs_store *s)
 {

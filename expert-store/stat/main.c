@@ -199,6 +199,15 @@ typedef struct order {
     const char *list; /* borrowed */
 } order;
 
+/* The store's own words, if it took the order. */
+static moe_status told(moe_status st, const char *text)
+{
+    if (st == MOE_OK) {
+        printf("%s\n", text);
+    }
+    return st;
+}
+
 static moe_status give_list(const stat_config *cfg, xs_stat_client *client, const order *o,
                             moe_err *err)
 {
@@ -212,10 +221,7 @@ static moe_status give_list(const stat_config *cfg, xs_stat_client *client, cons
     }
     for (uint32_t done = 0; done < n && st == MOE_OK; done += WIRE_MAX_EXPERTS) {
         uint32_t part = n - done < WIRE_MAX_EXPERTS ? n - done : WIRE_MAX_EXPERTS;
-        st = xs_stat_order(client, o->kind, o->pin, experts + done, part, text, err);
-        if (st == MOE_OK) {
-            printf("%s\n", text);
-        }
+        st = told(xs_stat_order(client, o->kind, o->pin, experts + done, part, text, err), text);
     }
     free(experts);
     return st;
@@ -230,10 +236,7 @@ static moe_status give_orders(const stat_config *cfg, xs_stat_client *client, mo
                             {WIRE_PREFETCH, 0, cfg->prefetch}};
     moe_status st = MOE_OK;
     if (cfg->ram_bytes[0] != '\0') {
-        st = xs_stat_resize(client, cfg->ram_bytes, text, err);
-        if (st == MOE_OK) {
-            printf("%s\n", text);
-        }
+        st = told(xs_stat_resize(client, cfg->ram_bytes, text, err), text);
     }
     for (size_t i = 0; i < sizeof orders / sizeof orders[0] && st == MOE_OK; i++) {
         if (orders[i].list[0] != '\0') {
@@ -241,10 +244,7 @@ static moe_status give_orders(const stat_config *cfg, xs_stat_client *client, mo
         }
     }
     if (st == MOE_OK && cfg->drain) {
-        st = xs_stat_order(client, WIRE_DRAIN, 0, NULL, 0, text, err);
-        if (st == MOE_OK) {
-            printf("%s\n", text);
-        }
+        st = told(xs_stat_order(client, WIRE_DRAIN, 0, NULL, 0, text, err), text);
     }
     return st;
 }

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "gpu-worker/fetch/plan.h"
 #include "gpu-worker/fetch/waves_internal.h"
 
 moe_status gw_waves_create(const gw_waves_cfg *cfg, gw_waves **out, moe_err *err)
@@ -155,14 +154,6 @@ static void signal_empty(gw_waves *ws, uint32_t block, uint32_t first)
 
 /* ---- planning -------------------------------------------------------------------------------- */
 
-static gw_near nearness(const gw_waves *ws, uint32_t expert)
-{
-    if (gw_cell_pool_find(ws->cfg.pool, expert) != GW_NO_CELL) {
-        return GW_NEAR_CELL;
-    }
-    return gw_store_client_is_resident(ws->cfg.client, expert) ? GW_NEAR_SLOT : GW_NEAR_DISK;
-}
-
 /* Cuts set[0..n) (rising, within the block) into waves behind all planned ones. */
 static void plan_block(gw_waves *ws, uint32_t block, const uint16_t *set, uint32_t n, bool ahead,
                        bool active)
@@ -170,7 +161,7 @@ static void plan_block(gw_waves *ws, uint32_t block, const uint16_t *set, uint32
     uint32_t b = block - first_block(ws), first = block * ws->shape->n_experts;
     gw_entry *entries = &ws->entries[(size_t)b * ws->shape->n_experts];
     for (uint32_t i = 0; i < n; i++) {
-        ws->near[i] = (uint8_t)nearness(ws, first + set[i]);
+        ws->near[i] = (uint8_t)gw_waves_nearness(ws, first + set[i]);
     }
     uint32_t n_used = gw_plan_waves(set, ws->near, n, ws->cfg.capacity, ws->sorted);
     MOE_ASSERT(n_used <= ws->n_waves);

@@ -224,19 +224,31 @@ bool gw_entries_queue(gw_waves *ws, gw_entry *entries, uint32_t n, bool may_want
     return moved;
 }
 
+gw_near gw_waves_nearness(const gw_waves *ws, uint32_t expert)
+{
+    if (gw_cell_pool_find(ws->cfg.pool, expert) != GW_NO_CELL) {
+        return GW_NEAR_CELL;
+    }
+    return gw_store_client_is_resident(ws->cfg.client, expert) ? GW_NEAR_SLOT : GW_NEAR_DISK;
+}
+
+void gw_waves_predict_list(gw_waves *ws, uint32_t distance, uint32_t n)
+{
+    if (n > 0) {
+        ws->asked = true;
+        gw_store_client_predict(ws->cfg.client, ws->step, distance, ws->list, n);
+    }
+}
+
 void gw_entries_predict(gw_waves *ws, gw_entry *entries, uint32_t n)
 {
     uint32_t n_absent = 0;
     for (uint32_t i = 0; i < n; i++) {
         gw_entry *e = &entries[i];
-        if (gw_cell_pool_find(ws->cfg.pool, e->expert) == GW_NO_CELL &&
-            !gw_store_client_is_resident(ws->cfg.client, e->expert)) {
+        if (gw_waves_nearness(ws, e->expert) == GW_NEAR_DISK) {
             e->announced = true;
             ws->list[n_absent++] = e->expert;
         }
     }
-    if (n_absent > 0) {
-        ws->asked = true;
-        gw_store_client_predict(ws->cfg.client, ws->step, 1, ws->list, n_absent);
-    }
+    gw_waves_predict_list(ws, 1, n_absent);
 }

@@ -31,15 +31,11 @@ void gw_guess_tell_store(gw_waves *ws, const krn_mail *m, uint32_t distance)
     uint32_t n_absent = 0;
     for (uint32_t i = 0; i < m->n; i++) {
         uint32_t expert = m->block * ws->shape->n_experts + m->expert[i];
-        if (gw_cell_pool_find(ws->cfg.pool, expert) == GW_NO_CELL &&
-            !gw_store_client_is_resident(ws->cfg.client, expert)) {
+        if (gw_waves_nearness(ws, expert) == GW_NEAR_DISK) {
             ws->list[n_absent++] = expert;
         }
     }
-    if (n_absent > 0) {
-        ws->asked = true;
-        gw_store_client_predict(ws->cfg.client, ws->step, distance, ws->list, n_absent);
-    }
+    gw_waves_predict_list(ws, distance, n_absent);
 }
 
 void gw_guess_begin(gw_waves *ws, const krn_mail *m)

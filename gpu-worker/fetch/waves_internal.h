@@ -5,6 +5,7 @@
 #ifndef GW_WAVES_INTERNAL_H
 #define GW_WAVES_INTERNAL_H
 
+#include "gpu-worker/fetch/plan.h"
 #include "gpu-worker/fetch/waves.h"
 
 enum { GW_FILL_WINDOW = 64 }; /* experts under way while RESIDENT fills its cells */
@@ -99,6 +100,9 @@ void gw_waves_note_fatal(gw_waves *ws, const moe_err *err);
 uint64_t gw_waves_expert_bytes(const gw_waves *ws);
 moe_block_counters *gw_waves_counters(const gw_waves *ws, uint32_t expert);
 gw_speculation *gw_waves_account(const gw_waves *ws, uint32_t expert);
+gw_near gw_waves_nearness(const gw_waves *ws, uint32_t expert);
+/* The first n of ws->list, of a block so far ahead (1: the next). */
+void gw_waves_predict_list(gw_waves *ws, uint32_t distance, uint32_t n);
 /* A cell for the expert, out of a reservation or what is spare (then perhaps GW_NO_CELL). What is
  * evicted for it unused is counted as wasted. */
 uint32_t gw_waves_take_cell(gw_waves *ws, uint32_t expert, bool reserved);

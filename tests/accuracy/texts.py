@@ -16,7 +16,6 @@ import re
 import subprocess
 import tempfile
 
-
 RUN = 8
 LATER_BOOKS = ("Philippians|Colossians|I+ Thessalonians|I+ Timothy|Titus|Philemon|Hebrews|James|I+ Peter|I+ John|Jude"
                "|Revelation of John")  # another translation of what demo.sh holds out
